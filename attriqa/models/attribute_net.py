@@ -1,0 +1,157 @@
+"""AttributeNet, the flagship: one encoder, five attribute heads, a quality regressor."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attriqa.models.backbones import COMPACT, Backbone
+from attriqa.prompts import ATTRIBUTES
+
+_EPS = 1e-5  # under the square root of a map's variance: its gradient stays finite on constant images
+
+
+class Assessment(NamedTuple):
+    """What a model says of B images; every number is in [0, 1], and more is better (``noisiness``: cleaner)."""
+
+    score: Tensor  # (B,) quality, calibrated to MOS
+    attributes: Tensor  # (B, 5) in the order of ATTRIBUTES
+    distortions: Tensor | None = None  # (B, 25) strengths; None: the model has no distortion head
+    attribute_probs: Tensor | None = None  # (B, 125); None likewise
+
+
+@dataclass(frozen=True)
+class AttributeNetConfig:
+    """Everything that decides the shape and the input of an `AttributeNet`; saved inside its checkpoint.
+
+    The defaults are ATTIQA's setting (papers: ResNet-50, pooled last stage, heads of two layers, regression from the
+    heads' penultimate features, 320-pixel crops of images resized to a shorter edge of 340).
+    """
+
+    backbone: str = "resnet50"
+    taps: tuple[int, ...] = (5,)
+    statistics: Literal["mean", "mean_std"] = "mean"
+    head_width: int = 512
+    regressor_width: int = 512  # 0: a linear reading of the heads' features
+    pooled_dropout: float = 0.0  # on what the heads see, in training
+    feature_dropout: float = 0.0  # on what the regressor sees, in training
+    shorter_edge: int = 340
+    crop: int = 320
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "AttributeNetConfig":
+        """Rebuild from JSON; unknown or missing fields are refused."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if set(values) != names:
+            raise ValueError(f"config: expected the fields {sorted(names)}, differing: {sorted(names ^ set(values))}")
+        return cls(**{**values, "taps": tuple(values["taps"])})
+
+
+COMPACT_CONFIG = AttributeNetConfig(
+    backbone=COMPACT,
+    taps=(3, 5, 7, 9, 11, 12),
+    statistics="mean_std",
+    head_width=32,
+    regressor_width=0,
+    pooled_dropout=0.5,
+    feature_dropout=0.7,
+    shorter_edge=384,
+    crop=320,
+)
+"""The embedded default's setting."""
+
+
+class AttributeNet(nn.Module):
+    """Encoder -> pooled statistics -> five heads -> quality (ATTIQA, sections 3 and 4).
+
+    Each map is pooled to its spatial mean and, with ``statistics="mean_std"``, its standard deviation. A head is two
+    linear layers; the regressor reads the features between them, five times ``head_width`` (ATTIQA 4.2: each head
+    without its last layer).
+    """
+
+    pooled_mean: Tensor
+    pooled_std: Tensor
+    attribute_shift: Tensor
+    attribute_scale: Tensor
+
+    def __init__(self, config: AttributeNetConfig, *, pretrained: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config.backbone, config.taps, pretrained=pretrained)
+        pooled = sum(self.backbone.channels) * (2 if config.statistics == "mean_std" else 1)
+        features = config.head_width * len(ATTRIBUTES)
+        # The pooled statistics' own mean and deviation over natural photos, measured once before training.
+        self.register_buffer("pooled_mean", torch.zeros(pooled))
+        self.register_buffer("pooled_std", torch.ones(pooled))
+        self.pooled_dropout = nn.Dropout(config.pooled_dropout)
+        self.heads_in = nn.Linear(pooled, features)  # the first layers of the five heads, side by side
+        self.heads_out = nn.ModuleList(nn.Linear(config.head_width, 1) for _ in ATTRIBUTES)
+        # Ranking leaves the outputs' scale free; shift and scale spread natural photos over (0, 1).
+        self.register_buffer("attribute_shift", torch.zeros(len(ATTRIBUTES)))
+        self.register_buffer("attribute_scale", torch.ones(len(ATTRIBUTES)))
+        hidden = config.regressor_width
+        self.regressor = nn.Sequential(
+            nn.Dropout(config.feature_dropout),
+            *([nn.Linear(features, hidden), nn.ReLU()] if hidden else []),
+            nn.Linear(hidden or features, 1),
+        )
+
+    def pool(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> standardised statistics (B, D), in float32."""
+        pooled = []
+        for features in self.backbone(images):
+            features = features.float()
+            pooled.append(features.mean((2, 3)))
+            if self.config.statistics == "mean_std":
+                pooled.append((features.var((2, 3), correction=0) + _EPS).sqrt())
+        return (torch.cat(pooled, 1) - self.pooled_mean) / self.pooled_std
+
+    def read(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Standardised statistics (B, D) -> score logits (B,) and raw attribute outputs (B, 5), both unbounded."""
+        features = F.relu(self.heads_in(self.pooled_dropout(pooled)))  # (B, 5 * head_width)
+        raw = [head(x) for head, x in zip(self.heads_out, features.chunk(len(ATTRIBUTES), 1), strict=True)]
+        return self.regressor(features).squeeze(1), torch.cat(raw, 1)
+
+    def forward(self, images: Tensor) -> Assessment:
+        """Assess (B, 3, H, W) sRGB images in [0, 1], at the size they come; nothing is checked or resized here."""
+        pooled = self.pool(images)
+        with torch.autocast(images.device.type, enabled=False):  # a score needs more digits than bf16 has
+            logit, raw = self.read(pooled)
+        return Assessment(torch.sigmoid(logit), torch.sigmoid((raw - self.attribute_shift) / self.attribute_scale))
+
+    @torch.no_grad()
+    def calibrate_attributes(self, raw: Tensor) -> None:
+        """Spread natural photos over (0, 1): the median at 0.5, the 10th and 90th percentile near 0.1 and 0.9.
+
+        Args:
+            raw: ``(N, 5)`` raw attribute outputs of N natural photos.
+        """
+        low, middle, high = raw.double().quantile(
+            torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64, device=raw.device), 0
+        )
+        self.attribute_shift.copy_(middle)
+        self.attribute_scale.copy_(((high - low) / (2 * math.log(9))).clamp(min=1e-3))
+
+
+class Readout(nn.Module):
+    """The network up to the unbounded outputs that the losses want, in one forward (which data parallelism needs).
+
+    Ramps teach the heads alone: an encoder that learns from a few hundred photos' ramps forgets what it knew of
+    content.
+    """
+
+    def __init__(self, net: AttributeNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, photos: Tensor, ramps: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W), (G * L, 3, h, w) -> the photos' score logits (B,), the ramps' raw attributes (G * L, 5)."""
+        seen = self.net.pool(photos.contiguous(memory_format=torch.channels_last))
+        with torch.no_grad():
+            ramped = self.net.pool(ramps.contiguous(memory_format=torch.channels_last))
+        with torch.autocast(photos.device.type, enabled=False):
+            return self.net.read(seen)[0], self.net.read(ramped)[1]

@@ -1,0 +1,181 @@
+"""The encoders AttributeNet can stand on: any timm convolutional backbone, and the compact one of the default."""
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+
+COMPACT = "mobilenet_v1"
+_COMPACT_BLOCKS = 12  # conv_pw_13 is not part of the trunk
+
+
+class Backbone(nn.Module):
+    """An encoder that returns the feature maps of several depths.
+
+    Args:
+        name: ``"mobilenet_v1"`` (the compact trunk, 12 taps, one per depthwise-separable block) or the name of any
+            timm model that supports ``features_only`` (one tap per stage; ``resnet50`` has five).
+        taps: 1-based depths whose maps are returned, ascending.
+        pretrained: start from timm's weights (a download unless cached); not for ``"mobilenet_v1"``, see
+            `load_compact_trunk`.
+
+    Attributes:
+        channels: the channels of each returned map.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, taps: Sequence[int], *, pretrained: bool = False) -> None:
+        super().__init__()
+        self.name = name
+        self.taps = tuple(taps)
+        if name == COMPACT:
+            if pretrained:
+                raise ValueError(
+                    f"pretrained: {COMPACT} loads its weights from a file (load_compact_trunk), not from timm"
+                )
+            self.trunk: nn.Module = _CompactTrunk()
+            depths: tuple[int, ...] = _CompactTrunk.channels
+            mean, std = (0.5,) * 3, (0.5,) * 3
+        else:
+            self.trunk = timm.create_model(name, features_only=True, pretrained=pretrained)
+            depths = tuple(self.trunk.feature_info.channels())  # type: ignore[operator, union-attr]
+            settings = timm.get_pretrained_cfg(name)
+            mean, std = settings.mean, settings.std
+        if (
+            not self.taps
+            or sorted(set(self.taps)) != list(self.taps)
+            or not 1 <= self.taps[0] <= self.taps[-1] <= len(depths)
+        ):
+            raise ValueError(f"taps: expected ascending depths within 1..{len(depths)} of {name}, got {self.taps}")
+        self.channels = tuple(depths[tap - 1] for tap in self.taps)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) sRGB in [0, 1] -> one (B, C_k, H_k, W_k) map per tap."""
+        maps: list[Tensor] = self.trunk((images - self.mean) / self.std)
+        return [maps[tap - 1] for tap in self.taps]
+
+    def freeze(self, blocks: int) -> None:
+        """Stop gradients to the stem, the first ``blocks`` blocks and every BatchNorm (compact trunk only)."""
+        if not isinstance(self.trunk, _CompactTrunk):
+            raise TypeError(f"freeze: only {COMPACT} counts its blocks, this is {self.name}")
+        for module in (self.trunk.stem, *self.trunk.blocks[:blocks]):
+            module.requires_grad_(False)
+        for module in self.trunk.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.requires_grad_(False)
+
+
+class _CompactTrunk(nn.Module):
+    """MobileNet v1 (Howard et al. 2017, arXiv 1704.04861) up to block 12, with the padding of its published weights.
+
+    timm's ``mobilenetv1_100`` pads strided convolutions on both sides; the published weights were trained with one row
+    and one column below and to the right. On odd sizes that differs from TensorFlow's SAME as well.
+    """
+
+    channels = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024)
+
+    def __init__(self) -> None:
+        super().__init__()
+        net = timm.create_model("mobilenetv1_100")
+        for module in net.modules():
+            if isinstance(module, BatchNormAct2d):
+                module.eps = 1e-3
+        self.stem = nn.Sequential(_pad_below_right(net.conv_stem), net.bn1)
+        blocks = [block for stage in net.blocks for block in stage][:_COMPACT_BLOCKS]
+        self.blocks = nn.ModuleList(blocks)
+        for block in blocks:
+            block.conv_dw = _pad_below_right(block.conv_dw)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x = self.stem(images)
+        maps = []
+        for block in self.blocks:
+            x = block(x)
+            maps.append(x)
+        return maps
+
+
+class _PaddedConv2d(nn.Conv2d):
+    """A stride-2 convolution that pads one pixel below and to the right."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (0, 1, 0, 1)))
+
+
+def _pad_below_right(conv: nn.Conv2d) -> nn.Conv2d:
+    if conv.stride == (1, 1):
+        return conv
+    return _PaddedConv2d(conv.in_channels, conv.out_channels, 3, stride=2, groups=conv.groups, bias=False)
+
+
+def load_compact_trunk(backbone: Backbone, path: Path | str) -> None:
+    """Fill the compact backbone from a safetensors file in the published naming: ``conv1``, ``conv_dw_1_bn`` ..."""
+    if backbone.name != COMPACT:
+        raise ValueError(f"backbone: expected {COMPACT}, got {backbone.name}")
+    published = load_file(path)
+    state = {}
+    for key, value in published.items():
+        layer, _, parameter = key.rpartition(".")
+        state[f"{_compact_layer(layer)}.{parameter}"] = value
+    own = {key for key in backbone.trunk.state_dict() if not key.endswith("num_batches_tracked")}
+    if own != set(state):
+        raise ValueError(
+            f"{path}: expected the {len(own)} tensors of {COMPACT}; differing: {sorted(own ^ set(state))[:6]}"
+        )
+    backbone.trunk.load_state_dict(state, strict=False)
+
+
+def _compact_layer(layer: str) -> str:
+    """``conv_dw_3_bn`` -> ``blocks.2.bn1``."""
+    if layer in ("conv1", "conv1_bn"):
+        return "stem.0" if layer == "conv1" else "stem.1"
+    match = re.fullmatch(r"conv_(dw|pw)_([1-9]\d*)(_bn)?", layer)
+    if match is None:
+        return layer  # none of ours, which the caller tells
+    convolution, norm_layer = {"dw": ("conv_dw", "bn1"), "pw": ("conv_pw", "bn2")}[match[1]]
+    return f"blocks.{int(match[2]) - 1}.{norm_layer if match[3] else convolution}"
+
+
+def fold_batch_norm(module: nn.Module) -> None:
+    """Fold every timm BatchNorm (eval mode) into the bias-free convolution before it, in place; exact up to rounding.
+
+    An inference speed-up: no separate pass over each map for the normalisation.
+    """
+    for conv, norm_owner, norm_name in _conv_norm_pairs(module):
+        norm = getattr(norm_owner, norm_name)
+        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        conv.weight = nn.Parameter(
+            (conv.weight * scale[:, None, None, None]).detach(), requires_grad=conv.weight.requires_grad
+        )
+        conv.bias = nn.Parameter(
+            (norm.bias - norm.running_mean * scale).detach(), requires_grad=conv.weight.requires_grad
+        )
+        activation = norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity()
+        setattr(norm_owner, norm_name, activation)
+
+
+def _conv_norm_pairs(module: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.Module, str]]:
+    """Each convolution that a BatchNorm of as many channels follows at once, in registration order, in one parent."""
+    pairs = []
+    for parent in module.modules():
+        children = list(parent.named_children())
+        for (_, first), (name, second) in pairwise(children):
+            if (
+                isinstance(first, nn.Conv2d)
+                and first.bias is None
+                and isinstance(second, nn.BatchNorm2d)
+                and first.out_channels == second.num_features
+            ):
+                pairs.append((first, parent, name))
+    yield from pairs

@@ -1,0 +1,105 @@
+"""Photos as training examples: what a loader draws from files, each draw a function of (seed, epoch, index) alone.
+
+So a resumed run sees the same crops as an uninterrupted one, whatever the number of workers. The method that chooses
+the epoch is not called ``set_epoch``: Accelerate's loaders call a method of that name with a count of their own.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from attriqa.distortions import apply_ramp
+from attriqa.images import read, resize_shorter
+from attriqa.prompts import ATTRIBUTES
+
+
+class RandomCrops(Dataset[tuple[Tensor, int]]):
+    """Random crops and flips of photos (ATTIQA 4.2: 320 x 320 out of a shorter edge of 340): geometry only.
+
+    Args:
+        paths: the photos.
+        shorter_edge: pixels, the size they are read at.
+        crop: side of the square crop in pixels.
+        seed: of the draws; `start_epoch` makes new ones.
+
+    An item is ``((3, crop, crop) in [0, 1], index of its path)``; the order of the items is shuffled with each epoch.
+    """
+
+    def __init__(self, paths: Sequence[Path], shorter_edge: int, crop: int, seed: int) -> None:
+        self.paths = tuple(paths)
+        self.shorter_edge = shorter_edge
+        self.crop = crop
+        self.seed = seed
+        self.start_epoch(0)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose draws the items are; before the loader is iterated."""
+        self.epoch = epoch
+        self.order = np.random.default_rng([self.seed, epoch]).permutation(len(self.paths))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        index = int(self.order[position])
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        image = read(self.paths[index], shorter_edge=self.shorter_edge)
+        return _crop_and_flip(image, self.crop, rng), index
+
+
+class RampGroups(Dataset[tuple[Tensor, Tensor, int]]):
+    """Groups of one crop at several levels of one attribute; half start from a photo changed in another.
+
+    Args:
+        paths: pristine photos.
+        crop: side in pixels; it is cut at 1 to 4/3 of that size and scaled down.
+        levels: renderings per group.
+        seed: of the draws; `start_epoch` makes new ones.
+
+    An item is ``((levels, 3, crop, crop), level of each in [0, 1], index of the attribute)``; item i shows attribute i
+    modulo 5.
+    """
+
+    def __init__(self, paths: Sequence[Path], crop: int, levels: int, seed: int) -> None:
+        self.paths = tuple(paths)
+        self.crop = crop
+        self.levels = levels
+        self.seed = seed
+        self.epoch = 0
+
+    def start_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose draws the items are; before the loader is iterated."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.paths) * len(ATTRIBUTES)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+        attribute = index % len(ATTRIBUTES)
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        photo = read(self.paths[index // len(ATTRIBUTES)])
+        cut = int(rng.integers(self.crop, min(self.crop * 4 // 3, *photo.shape[1:]) + 1))
+        image = resize_shorter(_crop_and_flip(photo, cut, rng)[None], self.crop)
+        other = int(rng.integers(2 * len(ATTRIBUTES)))  # half of the groups start from a photo that is already changed
+        if other < len(ATTRIBUTES) and other != attribute:
+            image = apply_ramp(image, ATTRIBUTES[other], torch.tensor([rng.random()]), generator)
+        level = torch.from_numpy(rng.random(self.levels)).float()
+        return (
+            apply_ramp(image.expand(self.levels, -1, -1, -1), ATTRIBUTES[attribute], level, generator),
+            level,
+            attribute,
+        )
+
+
+def _crop_and_flip(image: Tensor, size: int, rng: np.random.Generator) -> Tensor:
+    height, width = image.shape[1:]
+    if min(height, width) < size:
+        raise ValueError(f"crop: expected at most the image's shorter side, {min(height, width)} px, got {size}")
+    top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
+    cropped = image[:, top : top + size, left : left + size]
+    return cropped.flip(2) if rng.random() < 0.5 else cropped

@@ -1,0 +1,231 @@
+"""QualityReward: a frozen quality model as a differentiable reward."""
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from attriqa import images as image_io
+from attriqa.models import load_with_provenance
+from attriqa.models.attribute_net import Assessment
+from attriqa.models.backbones import fold_batch_norm
+from attriqa.prompts import ATTRIBUTES
+from attriqa.views import VIEWS, View, look
+
+# Memory per pixel that enters the encoder, at fp32, with the compact backbone; measured by `evals/speed.py memory`.
+_BYTES_PER_PIXEL_FORWARD = 330
+_BYTES_PER_PIXEL_BACKWARD = 1100
+_WINDOW = 32  # files decoded ahead of the model
+
+
+class FileScore(NamedTuple):
+    """One file's result; ``error`` is ``None`` exactly when the file was scored."""
+
+    path: str
+    score: float | None
+    attributes: tuple[float, ...] | None  # in the order of ATTRIBUTES
+    error: str | None
+
+
+class QualityReward(nn.Module):
+    """How good images are, as a reward: ``reward(images) -> (B,)``, higher is better, differentiable.
+
+    The weights are frozen and the model stays in eval mode, whatever ``train()`` or ``requires_grad_()`` of an
+    enclosing module asks; gradients reach the images, always, and never the weights. The same image gets the same
+    score in any batch (1e-5 in fp32).
+
+    Args:
+        model: ``"default"``, the weights inside the package, or the path of a checkpoint.
+        attribute_weights: what the reward is made of, e.g. ``{"score": 1, "sharpness": 0.3}``: names among ``"score"``
+            and `ATTRIBUTES`, finite weights. The reward is the weighted sum over the sum of absolute weights, so it
+            stays within [-1, 1], and within [0, 1] where no weight is negative. ``"score"`` counts 1 unless given.
+            ``None``: the score alone.
+        view: ``"five_crop"``: mean over four corners and the centre, the view that the default was tested with;
+            ``"full"``: the whole image at the model's shorter edge, 3.5 times fewer pixels for the encoder.
+        device: where the model is put.
+        dtype: ``torch.float32``, or ``torch.bfloat16`` / ``torch.float16`` to run the encoder under autocast (the
+            heads stay in fp32). Faster, but scores of photos move by up to 0.05.
+        memory_mib: budget for activations in MiB. A batch that needs more is worked on in chunks, and in the backward
+            pass each chunk's forward is computed again. One image is never split; in fp32 a photo takes 160 MiB,
+            with gradients 540 MiB, at ``"five_crop"``.
+
+    Attributes:
+        identity: model, hash of its weights and view; scores are comparable when it is equal.
+
+    Raises:
+        ValueError: an argument is none of the above.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "default",
+        *,
+        attribute_weights: Mapping[str, float] | None = None,
+        view: View = "five_crop",
+        device: str | torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+        memory_mib: int = 512,
+    ) -> None:
+        super().__init__()
+        if view not in VIEWS:
+            raise ValueError(f"view: expected one of {', '.join(VIEWS)}, got {view!r}")
+        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise ValueError(f"dtype: expected torch.float32, torch.bfloat16 or torch.float16, got {dtype}")
+        if memory_mib < 1:
+            raise ValueError(f"memory_mib: expected at least 1, got {memory_mib}")
+        self.view: View = view
+        self.dtype = dtype
+        self.memory_mib = memory_mib
+        self._weights = _checked_weights(attribute_weights)
+        loaded = load_with_provenance(model)
+        self.provenance = loaded.provenance
+        self.identity = f"{Path(model).stem}-{loaded.sha256[:12]}/{view}"
+        self.model = loaded.model
+        fold_batch_norm(self.model)
+        _parameters_to_buffers(self.model)
+        self.model.to(device=device).to(memory_format=torch.channels_last)
+        super().train(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode."""
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Stay frozen."""
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Reward of each image.
+
+        Args:
+            images: ``(B, 3, H, W)`` floating, sRGB in [0, 1], sides of at least 32 pixels.
+
+        Returns:
+            ``(B,)`` float32, unreduced.
+
+        Raises:
+            ValueError: images are anything else; the message names what was expected and what came.
+        """
+        assessment = self.assess(images)
+        if self._weights is None:
+            return assessment.score
+        values = torch.cat([assessment.score[:, None], assessment.attributes], 1)  # (B, 6)
+        return values @ self._weights.to(values)
+
+    def assess(self, images: Tensor) -> Assessment:
+        """Score and attributes of each image, averaged over the view's crops; arguments and errors as in `forward`."""
+        image_io.check(images)
+        count = self._chunk(images)
+        parts = [self._assess_chunk(chunk, recompute=count < len(images)) for chunk in images.split(count)]
+        return Assessment(*(torch.cat(field) for field in zip(*(part[:2] for part in parts), strict=True)))
+
+    def _assess_chunk(self, images: Tensor, recompute: bool) -> Assessment:
+        if recompute and images.requires_grad and torch.is_grad_enabled():
+            score, attributes = checkpoint(self._see, images, use_reentrant=False, preserve_rng_state=False)
+        else:
+            score, attributes = self._see(images)
+        return Assessment(score, attributes)
+
+    def _see(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.model.config
+        seen = look(images.float(), self.view, shorter_edge=config.shorter_edge, crop=config.crop)  # (B, K, 3, h, w)
+        flat = seen.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(flat.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            result = self.model(flat)
+        score = result.score.unflatten(0, seen.shape[:2]).mean(1)
+        return score, result.attributes.unflatten(0, seen.shape[:2]).mean(1)
+
+    def _chunk(self, images: Tensor) -> int:
+        """How many images of this size fit the memory budget at once; at least one."""
+        config = self.model.config
+        h, w = image_io.target_size(images.shape[2], images.shape[3], config.shorter_edge)
+        pixels = h * w if self.view == "full" else 5 * min(config.crop, h, w) ** 2
+        grad = images.requires_grad and torch.is_grad_enabled()
+        return max(
+            1, self.memory_mib * 2**20 // (pixels * (_BYTES_PER_PIXEL_BACKWARD if grad else _BYTES_PER_PIXEL_FORWARD))
+        )
+
+    def score_files(self, paths: Iterable[str | Path], *, threads: int | None = None) -> Iterator[FileScore]:
+        """Score image files in the order given, decoding ahead on threads while the model works.
+
+        Files are resized by Pillow in 8 bits while they are read; the score differs from
+        ``reward(attriqa.images.read(path)[None])`` by less than 0.005.
+
+        Args:
+            paths: image files; may be a generator of any length, it is read as rows are asked for.
+            threads: decoding threads; by default as many as there are cores, at most 8.
+
+        Yields:
+            A row per path. A file that cannot be read gives a row with ``error``, and the rest goes on.
+        """
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads: expected at least 1, got {threads}")
+        workers = threads or min(8, os.cpu_count() or 1)
+        source = iter(paths)
+        edge = self.model.config.shorter_edge
+        with ThreadPoolExecutor(workers, thread_name_prefix="attriqa-read") as pool:
+
+            def submit() -> list[tuple[str, Future[Tensor]]]:
+                ahead = islice(source, _WINDOW)
+                return [(str(path), pool.submit(image_io.read, path, shorter_edge=edge)) for path in ahead]
+
+            window = submit()
+            try:
+                while window:
+                    following = submit()
+                    yield from self._score_window(window)
+                    window = following
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _score_window(self, window: list[tuple[str, "Future[Tensor]"]]) -> list[FileScore]:
+        rows: dict[int, FileScore] = {}
+        by_shape: dict[torch.Size, list[tuple[int, Tensor]]] = {}
+        for index, (path, future) in enumerate(window):
+            try:
+                image = future.result()
+            except image_io.ImageError as error:
+                rows[index] = FileScore(path, None, None, error.reason)
+            else:
+                by_shape.setdefault(image.shape, []).append((index, image))
+        device = self.model.pooled_mean.device
+        with torch.no_grad():
+            for group in by_shape.values():
+                result = self.assess(torch.stack([image for _, image in group]).to(device))
+                for (index, _), score, attributes in zip(
+                    group, result.score.tolist(), result.attributes.tolist(), strict=True
+                ):
+                    rows[index] = FileScore(window[index][0], score, tuple(attributes), None)
+        return [rows[index] for index in range(len(window))]
+
+
+def _parameters_to_buffers(module: nn.Module) -> None:
+    """Hide the weights from optimizers, and from an enclosing module's ``requires_grad_()``, which asks no child."""
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            delattr(part, name)
+            part.register_buffer(name, parameter.detach())
+
+
+def _checked_weights(weights: Mapping[str, float] | None) -> Tensor | None:
+    """Normalised weights (6,) over the score and ATTRIBUTES."""
+    if weights is None:
+        return None
+    names = ("score", *ATTRIBUTES)
+    unknown = set(weights) - set(names)
+    if unknown:
+        raise ValueError(
+            f"attribute_weights: expected names among {', '.join(names)}, got {', '.join(sorted(unknown))}"
+        )
+    values = [float(weights.get(name, 1.0 if name == "score" else 0.0)) for name in names]
+    total = sum(abs(value) for value in values)
+    if not math.isfinite(total) or total == 0:
+        raise ValueError(f"attribute_weights: expected finite weights that are not all zero, got {dict(weights)}")
+    return torch.tensor([value / total for value in values])

@@ -1,0 +1,29 @@
+"""What a model sees of an image: the five-crop view and the full view."""
+
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from attriqa.images import five_crops, resize_shorter
+
+View = Literal["five_crop", "full"]
+VIEWS: tuple[View, ...] = get_args(View)
+
+
+def look(images: Tensor, view: View, *, shorter_edge: int, crop: int) -> Tensor:
+    """Resize and crop as a model wants to see it; differentiable.
+
+    Args:
+        images: ``(B, 3, H, W)``.
+        view: ``"full"``: the whole image at ``shorter_edge``; ``"five_crop"``: four corners and the centre of that,
+            ``crop`` pixels wide (less where a very elongated image has a shorter side under ``crop``).
+        shorter_edge: pixels; images are scaled up or down to it.
+        crop: pixels.
+
+    Returns:
+        ``(B, K, 3, h, w)`` with K = 1 or 5.
+    """
+    resized = resize_shorter(images, shorter_edge)
+    if view == "full":
+        return resized.unsqueeze(1)
+    return five_crops(resized, min(crop, *resized.shape[2:]))

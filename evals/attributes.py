@@ -1,0 +1,69 @@
+"""Does each attribute head follow its own ramp, and leave the others alone?
+
+    python evals/attributes.py --photos photos
+
+Every photo is rendered at nine levels of blur, contrast, brightness, saturation and noise. Printed and written to
+OUT/metrics.json: a 5 x 5 table of the mean SROCC between level and head, and one of the mean change of the head from
+the lowest level to the highest. Only photos that the model's own record says were held out from its ramps are used,
+unless --all-photos.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from attriqa import ATTRIBUTES, QualityReward
+from attriqa.protocols import follow_ramps
+from attriqa.recipe import opt, parse_config, required, write_json
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a run does."""
+
+    photos: Path = required("folder of pristine photos")
+    model: str = opt("default", "default, or the path of a checkpoint")
+    pattern: str = opt("*", "which files of --photos are used")
+    all_photos: bool = opt(False, "also photos that the heads may have learnt from")
+    out: Path = opt(Path("runs/attributes"), "where metrics.json goes")
+    seed: int = opt(0, "of the noise")
+    smoke: bool = opt(False, "two photos only")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print, write."""
+    config = parse_config(Config, argv, __doc__)
+    reward = QualityReward(config.model, view="full")
+    photos = sorted(path for path in config.photos.glob(config.pattern) if path.is_file())
+    if not config.all_photos:
+        held_out = set(reward.provenance["ramp_test_photos"])
+        photos = [path for path in photos if path.name in held_out]
+    if not photos:
+        raise SystemExit(
+            f"photos: no usable photo in {config.photos} (held-out photos of the model, unless --all-photos)"
+        )
+    with torch.no_grad():
+        table = follow_ramps(
+            lambda images: reward.assess(images).attributes, photos[: 2 if config.smoke else None], seed=config.seed
+        )
+    kind = "any photos" if config.all_photos else "photos that the heads have not seen"
+    protocol = f"ramps of 9 levels on {table.photos} {kind}"
+    print(f"{reward.identity}\n{protocol}\n")
+    print_table("mean SROCC between level (rows) and head (columns)", table.srocc)
+    print_table("mean change of the head from level 0 to level 1", table.change)
+    record = {"model": reward.identity, "protocol": protocol, "n": table.photos, "attributes": list(ATTRIBUTES)}
+    write_json(config.out / "metrics.json", {**record, "srocc": table.srocc, "change": table.change})
+
+
+def print_table(title: str, rows: list[list[float]]) -> None:
+    """A 5 x 5 table in Markdown, ready for a model card."""
+    print(f"{title}\n\n| ramp | {' | '.join(ATTRIBUTES)} |\n|---{'|---:' * len(ATTRIBUTES)}|")
+    for name, row in zip(ATTRIBUTES, rows, strict=True):
+        print(f"| {name} | " + " | ".join(f"{value:+.3f}" for value in row) + " |")
+    print()
+
+
+if __name__ == "__main__":
+    main()

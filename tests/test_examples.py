@@ -1,0 +1,46 @@
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Recipe = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_the_reward_gives_scores_reasons_and_gradients(run_recipe: Recipe) -> None:
+    done = run_recipe("examples/reward.py")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["astronaut", "chelsea", "coffee"]
+    for line in lines:
+        reward, *attributes = map(float, re.findall(r"(?<=[a-z] )[01]\.\d+(?!\d*e)", line))
+        assert 0 < reward < 1
+        assert len(attributes) == 5
+        assert float(line.split()[-1]) > 0  # the gradient's norm
+
+
+def test_enhancing_raises_the_score_and_shows_both(
+    run_recipe: Recipe, tmp_path: Path, photos: list[NDArray[np.uint8]]
+) -> None:
+    dark = (photos[1] * 0.4).astype(np.uint8)  # chelsea
+    Image.fromarray(dark).save(tmp_path / "dark.png")
+    done = run_recipe("examples/enhance.py", tmp_path / "dark.png", tmp_path / "out.png")
+    assert done.returncode == 0, done.stderr
+    before, after = (float(text) for text in re.findall(r"score ([\d.]+)", done.stdout))
+    assert after > before + 0.01
+    pair = np.asarray(Image.open(tmp_path / "out.png"))
+    height, width = dark.shape[:2]
+    assert pair.shape == (height, 2 * width, 3)
+    assert (pair[:, :width] == dark).all()
+    assert not (pair[:, width:] == dark).all()
+
+
+def test_enhancing_names_a_file_that_is_no_photo(run_recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "notes.jpg").write_text("not a photo")
+    done = run_recipe("examples/enhance.py", tmp_path / "notes.jpg", tmp_path / "out.png")
+    assert done.returncode != 0
+    assert "notes.jpg" in done.stderr
+    assert not (tmp_path / "out.png").exists()

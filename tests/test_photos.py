@@ -1,0 +1,112 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from attriqa import ATTRIBUTES
+from attriqa.images import read
+from attriqa.photos import RampGroups, RandomCrops
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Six photos in which every window differs from every other."""
+    root = tmp_path_factory.mktemp("photos")
+    found = [root / f"{seed}.png" for seed in range(6)]
+    for seed, path in enumerate(found):
+        pixels = np.random.default_rng(seed).integers(0, 256, (64, 80, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(path)
+    return found
+
+
+def crops(paths: list[Path], epoch: int = 0, workers: int = 0, seed: int = 0) -> tuple[Tensor, Tensor]:
+    dataset = RandomCrops(paths, 64, 40, seed)
+    dataset.start_epoch(epoch)
+    images, indices = zip(*DataLoader(dataset, 2, num_workers=workers), strict=True)
+    return torch.cat(images), torch.cat(indices)
+
+
+def test_crops_are_windows_of_their_photos_perhaps_flipped(paths: list[Path]) -> None:
+    flips = 0
+    for epoch in range(4):
+        images, indices = crops(paths, epoch)
+        assert images.shape == (6, 3, 40, 40)
+        assert sorted(indices.tolist()) == list(range(6))
+        for image, index in zip(images, indices.tolist(), strict=True):
+            windows = read(paths[index]).unfold(1, 40, 1).unfold(2, 40, 1)  # (3, y, x, 40, 40)
+            hits = [
+                (windows == view[:, None, None]).all(-1).all(-1).all(0).sum().item() for view in (image, image.flip(2))
+            ]
+            assert sorted(hits) == [0, 1], "geometry only: the very pixels"
+            flips += hits[1]
+    assert 4 <= flips <= 20
+
+
+def test_draws_depend_on_seed_epoch_and_index_alone(paths: list[Path]) -> None:
+    state = torch.get_rng_state()
+    images, indices = crops(paths, epoch=2)
+    for workers in (0, 2):
+        again, order = crops(paths, epoch=2, workers=workers)
+        assert torch.equal(again, images)
+        assert torch.equal(order, indices)
+    late = RandomCrops(paths, 64, 40, 0)
+    for epoch in (0, 1, 2):
+        late.start_epoch(epoch)
+    assert torch.equal(late[4][0], images[4]), "no earlier draw counts"
+    assert not torch.equal(crops(paths, epoch=3)[1], indices)
+    assert not torch.equal(crops(paths, epoch=2, seed=1)[0], images)
+    by_index = dict(zip(indices.tolist(), images, strict=True))
+    other, order = crops(paths, epoch=3)
+    assert all(not torch.equal(by_index[i], image) for i, image in zip(order.tolist(), other, strict=True))
+    torch.set_rng_state(state)
+
+
+def test_ramp_groups_are_one_crop_at_several_levels(paths: list[Path]) -> None:
+    dataset = RampGroups(paths, 40, levels=4, seed=0)
+    assert len(dataset) == 6 * len(ATTRIBUTES)
+    for index in range(10):
+        images, level, attribute = dataset[index]
+        assert images.shape == (4, 3, 40, 40)
+        assert images.min() >= 0
+        assert images.max() <= 1
+        assert level.shape == (4,)
+        assert ((level >= 0) & (level <= 1)).all()
+        assert attribute == index % len(ATTRIBUTES)
+        if ATTRIBUTES[attribute] == "brightness":
+            assert torch.equal(images.mean((1, 2, 3)).argsort(), level.argsort())
+        if ATTRIBUTES[attribute] == "colorfulness":
+            assert torch.equal((images.amax(1) - images.amin(1)).mean((1, 2)).argsort(), level.argsort())
+
+
+def test_ramp_draws_depend_on_seed_epoch_and_index_alone(paths: list[Path]) -> None:
+    def groups(epoch: int, workers: int = 0, seed: int = 0) -> Tensor:
+        dataset = RampGroups(paths[:2], 40, levels=2, seed=seed)
+        dataset.start_epoch(epoch)
+        return torch.cat([images for images, _, _ in DataLoader(dataset, 2, num_workers=workers)])
+
+    first = groups(1)
+    assert torch.equal(groups(1), first)
+    assert torch.equal(groups(1, workers=2), first)
+    for other in (groups(2), groups(1, seed=1)):
+        assert (other != first).flatten(1).any(1).all()
+
+
+def test_half_of_the_ramps_start_from_a_changed_photo(tmp_path: Path) -> None:
+    """On a gray photo a colorfulness ramp has no other colour than noise put there first."""
+    path = tmp_path / "gray.png"
+    Image.fromarray(np.random.default_rng(0).integers(60, 190, (64, 64)).astype(np.uint8)).save(path)
+    dataset = RampGroups([path] * 60, 40, levels=2, seed=0)
+    coloured = 0
+    for index in range(3, 300, 5):  # colorfulness
+        images, _, _ = dataset[index]
+        coloured += int((images[:, 0] - images[:, 1]).abs().max() > 0.01)
+    assert 1 <= coloured <= 15, "one in ten starts from a noisy photo"
+
+
+def test_a_crop_larger_than_the_photo_is_refused(paths: list[Path]) -> None:
+    with pytest.raises(ValueError, match="crop: expected at most the image's shorter side, 64 px, got 65"):
+        RandomCrops(paths, 64, 65, 0)[0]
