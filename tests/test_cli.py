@@ -45,8 +45,11 @@ def score(*arguments: object) -> int:
         return int(str(end.code))
 
 
-def test_table_and_summary(scorer: FakeScorer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = paint(tmp_path / "photos", 4)
+def test_table_and_summary(
+    scorer: FakeScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path(paint(tmp_path / "photos", 4).name)
     assert score(folder) == 0
     out, err = capsys.readouterr()
     assert err == ""
