@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from attriqa.prompts import ATTRIBUTES
 
 if TYPE_CHECKING:
+    from attriqa.assessment import Assessment
     from attriqa.images import ImageError
     from attriqa.models import load
-    from attriqa.models.attribute_net import Assessment
     from attriqa.reward import QualityReward
 
 __version__ = "0.1.0"
@@ -21,7 +21,7 @@ __all__ = ["ATTRIBUTES", "Assessment", "ImageError", "QualityReward", "__version
 
 # Resolved on first use, so that `attriqa --help` does not wait for torch.
 _LAZY = {
-    "Assessment": "attriqa.models.attribute_net",
+    "Assessment": "attriqa.assessment",
     "ImageError": "attriqa.images",
     "QualityReward": "attriqa.reward",
     "load": "attriqa.models",

@@ -62,7 +62,7 @@ class ImageError(ValueError):
         return f"{self.path}: {self.reason}"
 
 
-def read(path: str | Path, *, shorter_edge: int | None = None) -> Tensor:
+def read(path: str | Path, *, shorter_edge: int | None = None, data: bytes | None = None) -> Tensor:
     """Read an image file.
 
     With ``shorter_edge`` the pixels are resized as `resize_shorter` would, but before they become floats (Pillow,
@@ -72,6 +72,7 @@ def read(path: str | Path, *, shorter_edge: int | None = None) -> Tensor:
     Args:
         path: a regular file; its content decides on its format, not its name.
         shorter_edge: length in px of the shorter side; see `target_size`.
+        data: the file's content where it was read already, out of an archive; ``path`` is then its name in errors.
 
     Returns:
         ``(3,H,W)`` float32, contiguous, sRGB in [0,1], upright.
@@ -84,7 +85,7 @@ def read(path: str | Path, *, shorter_edge: int | None = None) -> Tensor:
         target_size(MIN_SIDE, MIN_SIDE, shorter_edge)  # a wrong argument is not the file's fault
     try:
         with _quiet_pillow():
-            return to_tensor(_decode(_file_bytes(Path(path))), shorter_edge=shorter_edge)
+            return to_tensor(_decode(_file_bytes(Path(path)) if data is None else data), shorter_edge=shorter_edge)
     except UnidentifiedImageError as error:
         raise ImageError(str(path), "not an image of a known format, or its header is broken") from error
     except Exception as error:  # decoders answer hostile bytes with every kind of exception, MemoryError included

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attriqa.prompts import ATTRIBUTES
+
 
 def margin_ranking(predictions: Tensor, targets: Tensor, margin: float = 0.1) -> Tensor:
     """Margin ranking loss over all pairs in a group (ATTIQA, equations 3 and 4).
@@ -47,6 +49,26 @@ def ramp_ranking(raw: Tensor, level: Tensor, attribute: Tensor, margin: float = 
     others = torch.ones_like(raw[:, 0]).scatter(1, index[:, None], 0.0)  # (G, 5)
     moved = (raw.std(1) * others).sum(1) / (raw.shape[2] - 1)
     return margin_ranking(own, level, margin) + crosstalk * moved.mean()
+
+
+def quality_ranking(logit: Tensor, level: Tensor, attribute: Tensor, margin: float = 0.3) -> Tensor:
+    """Margin ranking of the score along the ramps that make any photo worse: blur and noise.
+
+    People rate few photos as noisy as a ramp's end, so ratings alone leave a regressor free to like noise. The other
+    ramps pass through the photographer's choice, where neither direction is better.
+
+    Args:
+        logit: ``(G, L)`` score logits on G ramps of L renderings.
+        level: ``(G, L)``, each rendering's level.
+        attribute: ``(G,)`` index of the ramp's attribute; all but sharpness and noisiness count nothing.
+        margin: of `margin_ranking`, in units of ``logit``.
+
+    Returns:
+        A scalar.
+    """
+    harms = torch.tensor([name in ("sharpness", "noisiness") for name in ATTRIBUTES], device=logit.device)
+    ranked = harms[attribute.to(logit.device)]
+    return margin_ranking(logit, torch.where(ranked[:, None], level, 0.0), margin)
 
 
 def score_loss(logit: Tensor, mos: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """How well predictions agree with mean opinion scores: correlations, the logistic fit, 2AFC accuracy, intervals.
 
 Both sides are higher-is-better. A correlation keeps its sign: a metric that runs against people shows as negative.
-Definitions: papers.md 6, which follows the video quality experts group (VQEG) practice; scipy does the statistics.
+Definitions follow the practice of the Video Quality Experts Group (VQEG); scipy does the statistics.
 """
 
 import math
@@ -121,7 +121,7 @@ class LogisticFit:
 
 
 def fit_logistic(predictions: ArrayLike, mos: ArrayLike, *, max_evaluations: int = 1000) -> LogisticFit:
-    """Least-squares 4-parameter logistic from predictions to mos (papers.md 6), rising.
+    """Least-squares 4-parameter logistic from predictions to mos, rising.
 
     For a given centre and width the best asymptotes are a linear regression, so only those two are searched (variable
     projection): all four at once crawl along a ridge when the data are nearly straight. Both sides are standardised, so
@@ -181,7 +181,7 @@ def plcc_fitted(predictions: ArrayLike, mos: ArrayLike) -> float:
 
 
 def pair_accuracy(score_a: ArrayLike, score_b: ArrayLike, mos_a: ArrayLike, mos_b: ArrayLike) -> float:
-    """Share of pairs, in [0, 1], that the scores order as people do (2AFC; papers.md 6); a tie on either side is 1/2.
+    """Share of pairs, in [0, 1], that the scores order as people do (2AFC); a tie on either side is 1/2.
 
     Args:
         score_a: (n,) predictions for the first image of each pair, n >= 1.

@@ -96,6 +96,18 @@ class RampGroups(Dataset[tuple[Tensor, Tensor, int]]):
         )
 
 
+def find_photos(folder: Path, pattern: str, least: int) -> list[Path]:
+    """The files of a folder that match, sorted.
+
+    Raises:
+        ValueError: there are fewer than ``least``.
+    """
+    photos = sorted(folder.glob(pattern))
+    if len(photos) < least:
+        raise ValueError(f"photos: expected {least} or more {pattern} in {folder}, got {len(photos)}")
+    return photos
+
+
 def _crop_and_flip(image: Tensor, size: int, rng: np.random.Generator) -> Tensor:
     height, width = image.shape[1:]
     if min(height, width) < size:

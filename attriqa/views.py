@@ -1,9 +1,12 @@
 """What a model sees of an image: the five-crop view and the full view."""
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
+from attriqa.assessment import Assessment
 from attriqa.images import five_crops, resize_shorter
 
 View = Literal["five_crop", "full"]
@@ -27,3 +30,20 @@ def look(images: Tensor, view: View, *, shorter_edge: int, crop: int) -> Tensor:
     if view == "full":
         return resized.unsqueeze(1)
     return five_crops(resized, min(crop, *resized.shape[2:]))
+
+
+def average_over_view(
+    model: Callable[[Tensor], Assessment], images: Tensor, view: View, *, shorter_edge: int, crop: int
+) -> Assessment:
+    """What a model says of each image, averaged over the crops of the view; differentiable.
+
+    Args:
+        model: ``(N, 3, h, w)`` -> what it says of N images.
+        images: as for `look`, with the arguments that follow.
+        view: what the model sees.
+        shorter_edge: pixels.
+        crop: pixels.
+    """
+    seen = look(images, view, shorter_edge=shorter_edge, crop=crop)  # (B, K, 3, h, w)
+    said = model(seen.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+    return said.map(lambda field: field.unflatten(0, seen.shape[:2]).mean(1))

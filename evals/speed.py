@@ -15,15 +15,13 @@ A run starts anew: timings of two runs are not comparable. Keep the machine idle
 """
 
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,9 +40,9 @@ from tqdm import tqdm
 from attriqa import QualityReward, load
 from attriqa.images import find, read
 from attriqa.recipe import as_dict, opt, parse_config, write_json
+from attriqa.timing import Numbers, interleave, machine, print_table, ratios
 from attriqa.views import VIEWS, View
 
-Numbers = dict[str, float]
 ONE_CHUNK = 1 << 20  # MiB: a memory budget that no batch here reaches
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TARGETS = {
@@ -98,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.smoke:
         config = Config(**{**vars(config), "n": min(config.n, 4), "rounds": 1})
     torch.set_num_threads(config.threads)
-    record: dict[str, Any] = {**machine(config), "model": QualityReward(config.model).identity}
+    about = {"dtype": "fp32", "n": config.n, "smoke": config.smoke}  # dtype: that of scoring files
+    record: dict[str, Any] = {**machine(), **about, "model": QualityReward(config.model).identity}
     print(", ".join(f"{name} {value}" for name, value in record.items()))
     write_json(config.out / "config.json", as_dict(config))
     parts = {"score": measure_score, "reward": measure_reward, "memory": measure_memory, "cold": measure_cold}
@@ -107,34 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if config.what in ("all", part):
                 record[part] = measure(config, Path(folder))
                 write_json(config.out / "metrics.json", record)
-                print_table(part, record[part])
-
-
-def machine(config: Config) -> dict[str, Any]:
-    """What the numbers depend on besides the code."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    cpu = names[0] if names else platform.machine()
-    about = {"cpu": cpu, "cores": os.cpu_count(), "threads": config.threads, "torch": torch.__version__}
-    return {**about, "dtype": "fp32", "n": config.n, "smoke": config.smoke}  # dtype: that of scoring files
-
-
-def interleave(tasks: Mapping[str, Callable[[], object]], rounds: int, title: str) -> dict[str, list[float]]:
-    """Seconds of each task in each round, after one round that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    for turn in tqdm(range(rounds + 1), desc=title, unit="round", leave=False, disable=None):
-        for name, task in tasks.items():
-            started = time.perf_counter()
-            task()
-            if turn:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
-def _ratios(name: str, top: Sequence[float], bottom: Sequence[float]) -> Numbers:
-    values = [a / b for a, b in zip(top, bottom, strict=True)]
-    return {name: statistics.median(values), f"{name}_low": min(values), f"{name}_high": max(values)}
+                print_table(part, record[part], TARGETS)
 
 
 def _encoders(reward: QualityReward, model: str) -> dict[str, nn.Module]:
@@ -173,7 +145,7 @@ def measure_score(config: Config, folder: Path) -> Numbers:
     result |= {f"{name}_images_per_s": len(paths) / statistics.median(times) for name, times in seconds.items()}
     for name, suffix in (("encoder", ""), ("encoder_folded", "_folded")):
         slower = list(map(max, seconds["decode"], seconds[name]))
-        result |= _ratios(f"ratio{suffix}", slower, seconds["score"])
+        result |= ratios(f"ratio{suffix}", slower, seconds["score"])
     return result | {"max_difference_from_fp32": max(abs(a - b) for a, b in zip(fast, exact, strict=True))}
 
 
@@ -234,8 +206,8 @@ def measure_reward(config: Config, folder: Path) -> Numbers:
         seconds = interleave(tasks, 1 if config.smoke else 3 * config.rounds, f"reward {label}")
         result |= {"batch": count, "side_px": side}
         result |= {f"{label}_{name}_s": statistics.median(times) for name, times in seconds.items()}
-        result |= _ratios(f"{label}_ratio", seconds["reward"], seconds["encoder"])
-        result |= _ratios(f"{label}_ratio_folded", seconds["reward"], seconds["encoder_folded"])
+        result |= ratios(f"{label}_ratio", seconds["reward"], seconds["encoder"])
+        result |= ratios(f"{label}_ratio_folded", seconds["reward"], seconds["encoder_folded"])
     return result
 
 
@@ -382,16 +354,6 @@ def _import_shares(report: str) -> Numbers:
         if len(fields) == 3 and fields[0].strip().isdigit():
             shares[fields[2].strip().partition(".")[0]] += int(fields[0]) / 1e6
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
-
-
-def print_table(part: str, numbers: Numbers) -> None:
-    """A table in Markdown, with the targets."""
-    print(f"\n| {part} | | target | |\n|---|---:|---:|---|")
-    for name, value in numbers.items():
-        sign, target = TARGETS.get(f"{part}.{name}", ("", 0.0))
-        wanted = f"{sign} {target:g}" if sign else ""
-        verdict = ("met" if (value >= target if sign == ">=" else value <= target) else "missed") if sign else ""
-        print(f"| {name} | {value:.4g} | {wanted} | {verdict} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,8 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("photo", type=Path)
 parser.add_argument("out", type=Path, nargs="?", default=Path("enhanced.png"), metavar="OUT.png")
 args = parser.parse_args()
+if args.out.resolve() == args.photo.resolve():
+    parser.error(f"OUT: {args.out} is the photo itself")
 
 photo = read(args.photo)[None]
 small = resize_shorter(photo, 384)  # the edits are the same for every pixel, so a small copy tells what they do

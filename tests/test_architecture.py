@@ -22,9 +22,10 @@ ROOT = Path(__file__).resolve().parent.parent
 RECIPE_FOLDERS = ("envs", "evals", "training", "examples")
 
 BOTTOM = {"recipe", "prompts"}
-LEAVES = {"distortion_attributes", "distortions", "losses", "images", "metrics", "checkpoint"}
-ON_LEAVES = {"datasets", "photos", "protocols", "pseudo_labels", "published", "unlabelled", "teachers", "training_state"}
-ON_LEAVES |= {"explain", "report", "views"}
+LEAVES = {"assessment", "distortion_attributes", "distortions", "losses", "images", "metrics", "checkpoint"}
+LEAVES |= {"signal_measures"}
+ON_LEAVES = {"datasets", "photos", "protocols", "pseudo_labels", "published", "teachers"}
+ON_LEAVES |= {"explain", "report", "timing", "training_state", "unlabelled", "views"}
 COMMANDS = {"cli", "__main__", "demo", "scoring", "tables"}
 SHARED_MODELS = {"models.clip", "models.backbones"}
 
@@ -41,6 +42,9 @@ RULES |= {module: set() for module in BOTTOM}
 RULES |= dict.fromkeys(LEAVES, BOTTOM)
 RULES |= dict.fromkeys(ON_LEAVES, BOTTOM | LEAVES)
 RULES["datasets"] = RULES["datasets.*"]
+RULES["folds"] = BOTTOM | LEAVES | {"datasets", "datasets.*", "protocols", "views"}
+RULES["crops"] = BOTTOM | LEAVES | {"unlabelled"}
+RULES["pretraining"] = BOTTOM | LEAVES | {"models", "models.*", "teachers"}
 RULES["teachers"] = BOTTOM | LEAVES | {"views"}
 RULES |= {module: {"", "*"} for module in COMMANDS}
 

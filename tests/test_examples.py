@@ -44,3 +44,12 @@ def test_enhancing_names_a_file_that_is_no_photo(run_recipe: Recipe, tmp_path: P
     assert done.returncode != 0
     assert "notes.jpg" in done.stderr
     assert not (tmp_path / "out.png").exists()
+
+
+def test_enhancing_never_replaces_the_photo(run_recipe: Recipe, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "teal").save(tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    done = run_recipe("examples/enhance.py", tmp_path / "a.png", tmp_path / "b" / ".." / "a.png")
+    assert done.returncode == 2
+    assert "is the photo itself" in done.stderr
+    assert (tmp_path / "a.png").read_bytes() == before

@@ -37,7 +37,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     root = tmp_path_factory.mktemp("data")
     clive = clive_tree.build(root / "ChallengeDB_release", count=24)
     photos = clive_tree.build_photos(root / "photos", count=8)
-    return ["--clive", str(clive), "--photos", str(photos), "--smoke"]
+    return ["--data", f"clive={clive}", "--photos", str(photos), "--smoke"]
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -73,11 +73,14 @@ def test_metrics_are_complete_and_those_printed(whole: Finished) -> None:
         line = re.search(rf"^{view} +SROCC (\S+)  PLCC (\S+)  ", text, re.MULTILINE)
         assert line is not None, text
         assert [line[1], line[2]] == [f"{metrics[view][key]:.4f}" for key in ("srocc", "plcc")]
+    assert 0.5 < split["feature_cosine"] <= 1
+    assert f"median cosine: {split['feature_cosine']:.3f}" in text
+    assert list(every["ramp_srocc"]) == list(ATTRIBUTES)
+    assert every["ramp_photos"] == 2
+    heads = "  ".join(f"{name} {value:.3f}" for name, value in every["ramp_srocc"].items())
+    assert f"all ramps: {heads}" in text
+    assert "ramp_srocc" not in split
     for fold in metrics["folds"]:
-        assert list(fold["ramp_srocc"]) == list(ATTRIBUTES)
-        assert fold["ramp_photos"] == 2
-        heads = "  ".join(f"{name} {value:.3f}" for name, value in fold["ramp_srocc"].items())
-        assert f"{fold['fold']} ramps: {heads}" in text
         assert json.loads((whole.out / fold["fold"] / "metrics.json").read_text()) == fold
     assert json.loads((whole.out / "config.json").read_text())["smoke"] is True
     assert not list(whole.out.rglob("state.safetensors"))
@@ -141,7 +144,63 @@ def test_unknown_flags_and_wrong_folders_are_refused(data: list[str], tmp_path: 
     done = run(*PLAIN, *data, "--out", str(tmp_path / "out"), "--epoch", "3")
     assert done.returncode == 2
     assert "--epoch" in done.stderr
-    done = run(*PLAIN, *data, "--out", str(tmp_path / "out"), "--clive", str(tmp_path))
+    done = run(*PLAIN, *data, "--out", str(tmp_path / "out"), "--data", f"clive={tmp_path}")
     assert done.returncode != 0
     assert "the layout of CLIVE is" in done.stderr
+    done = run(*PLAIN, *data, "--out", str(tmp_path / "out"), "--protocol", "official")
+    assert done.returncode != 0
+    assert "expected an official split" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def changed(before: Path, after: Path) -> set[str]:
+    """The parts of the net whose weights differ."""
+    ours, theirs = load(before).state_dict(), load(after).state_dict()
+    return {name.partition(".")[0] for name in ours if not torch.equal(ours[name], theirs[name])}
+
+
+CALIBRATION = {"attribute_shift", "attribute_scale"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "learnt"), [("linear", {"regressor"}), ("probe", {"regressor", "heads_in", "heads_out"})]
+)
+def test_modes_train_what_they_say_from_a_checkpoint(
+    whole: Finished, data: list[str], tmp_path: Path, mode: str, learnt: set[str]
+) -> None:
+    start = whole.out / "all" / "model.safetensors"
+    words = ["--init", str(start), "--mode", mode, "--protocol", "splits", "--fraction", "0.5"]
+    done = run(*PLAIN, *data, "--out", str(tmp_path), *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert changed(start, tmp_path / "split0" / "model.safetensors") - CALIBRATION == learnt
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert "50% of each training side" in metrics["protocol"]
+    (fold,) = metrics["folds"]
+    (whole_fold,) = (entry for entry in whole.metrics["folds"] if entry["fold"] == "split0")
+    assert fold["n_train"] == round(0.5 * whole_fold["n_train"])
+    assert fold["full"]["n"] == whole_fold["full"]["n"], "the test side stays as it was"
+    assert "feature_cosine" not in fold
+    assert load_with_provenance(tmp_path / "split0" / "model.safetensors").provenance["init"]["metrics"]
+
+
+def test_without_ramps_and_on_other_data(data: list[str], tmp_path: Path) -> None:
+    """No --photos; a CSV of other photos as a stranger; its own photos as a stranger are refused."""
+    clive = Path(data[1].partition("=")[2])
+    strangers = clive_tree.build_photos(tmp_path / "strangers", count=6)
+    names = sorted(path.name for path in strangers.iterdir())
+    table = tmp_path / "strangers" / "table.csv"
+    table.write_text("path,mos\n" + "".join(f"{name},{i}\n" for i, name in enumerate(names)))
+    words = ["--data", data[1], "--smoke", "--mode", "probe", "--protocol", "splits"]
+    done = run(*PLAIN, *words, "--out", str(tmp_path / "out"), "--test", f"csv={table}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    ((name, entry),) = metrics["cross"].items()
+    assert entry["n"] == 6
+    assert f"on {name}" in done.stdout
+    own = tmp_path / "own.csv"
+    first = next(path for path in sorted((clive / "Images").rglob("*")) if path.is_file())
+    own.write_text(f"path,mos\n{first},1\n{strangers / names[0]},2\n")
+    done = run(*PLAIN, *words, "--out", str(tmp_path / "leak"), "--test", f"csv={own}")
+    assert done.returncode != 0
+    assert "1 test files are training files too" in done.stderr
+    assert not (tmp_path / "leak").exists()

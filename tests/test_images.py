@@ -45,6 +45,18 @@ def test_bytes_become_the_same_values_over_255(tmp_path: Path) -> None:
     assert torch.equal(images.read(str(tmp_path / "image")), pixels)
 
 
+def test_bytes_that_were_read_already_are_the_file(tmp_path: Path) -> None:
+    data = cases.encode(cases.scene(), "PNG")
+    (tmp_path / "image").write_bytes(data)
+    for edge in (None, 40):
+        expected = images.read(tmp_path / "image", shorter_edge=edge)
+        assert torch.equal(images.read("shard.tar: key", shorter_edge=edge, data=data), expected)
+    for damaged in (b"", data[:-20]):
+        with pytest.raises(images.ImageError, match=r"^shard\.tar: key: ") as caught:
+            images.read("shard.tar: key", data=damaged)
+        assert caught.value.path == "shard.tar: key"
+
+
 @pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP", "TIFF-lzw"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_applied_once(tmp_path: Path, form: str, orientation: int) -> None:

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from attriqa.losses import margin_ranking, ramp_ranking, score_loss
+from attriqa.losses import margin_ranking, quality_ranking, ramp_ranking, score_loss
+from attriqa.prompts import ATTRIBUTES
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -92,6 +93,26 @@ def test_crosstalk_counts_what_moves_in_the_other_heads() -> None:
     expected = 0.3 * torch.tensor([0.0, 1.0, 0.0, 1.0]).std().item() / 4 / 5
     assert ramp_ranking(moved, level, attribute, crosstalk=0.3).item() == pytest.approx(expected, rel=1e-4)
     assert ramp_ranking(moved, level, attribute, crosstalk=0).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_quality_ranking_asks_order_on_blur_and_noise_only() -> None:
+    level = torch.tensor([0.1, 0.9, 0.4, 0.6]).expand(5, -1)
+    attribute = torch.arange(5)
+    assert quality_ranking(10 * level, level, attribute).item() == 0
+    for index, name in enumerate(ATTRIBUTES):
+        logit = 10 * level.clone()
+        logit[index] *= -1
+        wrong = quality_ranking(logit, level, attribute).item()
+        assert (wrong > 0.5) == (name in ("sharpness", "noisiness")), name
+
+
+def test_quality_ranking_of_no_harmful_ramp_is_zero_and_differentiable() -> None:
+    logit = torch.zeros(2, 4, requires_grad=True)
+    loss = quality_ranking(logit, torch.rand(2, 4), torch.tensor([1, 2]))
+    loss.backward()
+    assert loss.item() == 0
+    assert logit.grad is not None
+    assert not logit.grad.any()
 
 
 def test_score_loss_is_quadratic_near_and_linear_far() -> None:

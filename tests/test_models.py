@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from attriqa import ATTRIBUTES, checkpoint, load
 from attriqa.checkpoint import CheckpointError
 from attriqa.models import AttributeNet, AttributeNetConfig, load_with_provenance
+from attriqa.models.attribute_net import squash
 from attriqa.models.backbones import Backbone, fold_batch_norm, load_compact_trunk
 
 if TYPE_CHECKING:
@@ -183,13 +184,25 @@ def test_calibration_spreads_the_natural_photos() -> None:
     net = small_net.build()
     raw = torch.randn(1000, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.1, 1, 10, 3, 0.5]) + 2
     net.calibrate_attributes(raw)
-    spread = torch.sigmoid((raw - net.attribute_shift) / net.attribute_scale)
+    spread = squash((raw - net.attribute_shift) / net.attribute_scale)
     low, middle, high = spread.quantile(torch.tensor([0.1, 0.5, 0.9]), 0)
     torch.testing.assert_close(middle, torch.full((5,), 0.5), rtol=0, atol=0.01)
     assert ((low > 0.05) & (low < 0.15)).all()
     assert ((high > 0.85) & (high < 0.95)).all()
     net.calibrate_attributes(torch.zeros(10, 5))
     assert (net.attribute_scale > 0).all(), "heads that stand still must not divide by zero"
+
+
+def test_squash_rises_within_bounds_and_keeps_pulling_from_far() -> None:
+    x = torch.tensor([-1e3, -100.0, -4 / 3, 0.0, 4 / 3, 100.0, 1e3], requires_grad=True)
+    y = squash(x)
+    assert y.diff().gt(0).all()
+    assert 0 < y[0] < 1e-4
+    assert 1 - 1e-4 < y[-1] < 1
+    torch.testing.assert_close(y[2:5], torch.tensor([0.1, 0.5, 0.9]))
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    assert slope.min() > 1e-10
+    assert slope[1] > 1e-7, "a sigmoid's slope is 4e-44 here"
 
 
 # Configurations and checkpoints

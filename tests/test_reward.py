@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from attriqa import ATTRIBUTES, QualityReward, images
+from attriqa import ATTRIBUTES, Assessment, QualityReward, images
 from attriqa.distortions import apply_ramp
 from attriqa.reward import FileScore
 from attriqa.views import VIEWS, View
@@ -97,7 +97,7 @@ def test_chunks_change_neither_rewards_nor_gradients(
     calls: list[int] = []
     see = chunked._see
 
-    def counted(part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def counted(part: torch.Tensor) -> Assessment:
         calls.append(len(part))
         return see(part)
 
@@ -327,11 +327,11 @@ def test_bfloat16_stays_near_float32(weights: Path) -> None:
     exact = QualityReward(weights)(batch)
     found = narrow(batch)
     assert found.dtype == torch.float32
-    assert (found - exact).abs().max() < 0.02
+    assert (found - exact).abs().max() < 0.01
     assert not torch.equal(found, exact), "bfloat16 was not used"
     slope = gradient(narrow, batch)
     assert slope.isfinite().all()
-    assert F.cosine_similarity(slope.flatten(), gradient(QualityReward(weights), batch).flatten(), 0) > 0.7
+    assert F.cosine_similarity(slope.flatten(), gradient(QualityReward(weights), batch).flatten(), 0) > 0.9
 
 
 def test_an_outer_autocast_changes_nothing(reward: QualityReward) -> None:
@@ -415,7 +415,7 @@ def test_files_score_in_the_order_given_and_bad_ones_say_why(reward: QualityRewa
         expected = reward.assess(images.read(path)[None])
         assert row.score == pytest.approx(expected.score.item(), abs=0.005)
         assert row.attributes is not None
-        # The random net's attributes reach from 0 to 1 over these images: steeper than a trained one's.
+        # The random net's attributes reach from 0 to 1 over these images: steeper than the default's, see below.
         assert row.attributes == pytest.approx(expected.attributes[0].tolist(), abs=0.1)
 
 
@@ -509,11 +509,22 @@ def test_the_default_keeps_the_contract_on_real_photos(default: QualityReward, p
     for photo in photos:
         batch = as_batch(photo)
         exact = default.assess(batch)
-        assert (narrow(batch) - exact.score).abs().item() < 0.03  # the docstring grants 0.05
+        assert (narrow(batch) - exact.score).abs().item() < 0.01
         assert ((exact.attributes >= 0) & (exact.attributes <= 1)).all()
         found = gradient(default, batch)
         assert found.isfinite().all()
         assert found.abs().max() > 1e-5
+
+
+def test_the_default_says_the_same_of_a_file_and_its_pixels(
+    default: QualityReward, photos: list[NDArray[np.uint8]], tmp_path: Path
+) -> None:
+    for photo in photos:
+        Image.fromarray(photo).save(tmp_path / "photo.png")
+        (row,) = default.score_files([tmp_path / "photo.png"])
+        exact = default.assess(as_batch(photo))
+        assert row.score == pytest.approx(exact.score.item(), abs=0.005)
+        assert row.attributes == pytest.approx(exact.attributes[0].tolist(), abs=0.02)
 
 
 def test_the_default_sees_what_was_done_to_a_photo(default: QualityReward, photos: list[NDArray[np.uint8]]) -> None:
@@ -528,13 +539,8 @@ def test_the_default_sees_what_was_done_to_a_photo(default: QualityReward, photo
             assert low.attributes[0, index] < high.attributes[0, index], attribute
 
 
-FOOLED = pytest.mark.xfail(strict=True, reason="heavy noise raises the score of this photo: see the model card")
-RUINED = [(index, attribute) for attribute in ("sharpness", "noisiness") for index in range(3)]
-
-
-@pytest.mark.parametrize(
-    ("index", "attribute"), [pytest.param(*case, marks=FOOLED if case == (1, "noisiness") else ()) for case in RUINED]
-)
+@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize("attribute", ["sharpness", "noisiness"])
 def test_the_default_scores_blur_and_noise_lower(
     default: QualityReward, photos: list[NDArray[np.uint8]], index: int, attribute: str
 ) -> None:

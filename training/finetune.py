@@ -1,6 +1,6 @@
 """Fine-tune AttributeNet to mean opinion scores (ATTIQA, section 4.2), its five heads kept on controlled ramps.
 
-    accelerate launch training/finetune.py --clive ChallengeDB_release --photos photos --trunk trunk.safetensors
+    accelerate launch training/finetune.py --data clive=ChallengeDB_release --photos photos --trunk trunk.safetensors
 
 A fold goes through two phases:
 
@@ -8,15 +8,17 @@ A fold goes through two phases:
    once, for all folds, and the heads and the regressor learn on them in seconds.
 2. end to end (--epochs): random crops, all but the first blocks of the encoder learn, weights are averaged over time.
 
---protocol splits trains and tests on random 80/20 splits; all trains on every photo and writes the model to ship,
-OUT/all/model.safetensors; both does both. A killed run goes on with the same command. OUT/metrics.json holds every
-number printed.
+--mode probe stops after the first; --mode linear lets it train the regressor alone (ATTIQA's linear probing, with
+--init a checkpoint of training/pretrain.py). --protocol splits trains and tests on random 80/20 splits, official on the
+authors' split; all trains on every photo and writes the model to ship, OUT/all/model.safetensors; both is all and
+splits. A killed run goes on with the same command. OUT/metrics.json holds every number printed.
 """
 
+import copy
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,33 +31,39 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from attriqa import checkpoint, metrics
-from attriqa.datasets import read_clive
+from attriqa import checkpoint, folds
+from attriqa.assessment import Assessment
+from attriqa.folds import Plan
 from attriqa.images import read
-from attriqa.losses import ramp_ranking, score_loss
+from attriqa.losses import quality_ranking, ramp_ranking, score_loss
+from attriqa.models import load
 from attriqa.models.attribute_net import COMPACT_CONFIG, AttributeNet, AttributeNetConfig, Readout
-from attriqa.models.backbones import COMPACT, load_compact_trunk
-from attriqa.photos import RampGroups, RandomCrops
+from attriqa.models.backbones import COMPACT, fold_batch_norm, load_compact_trunk
+from attriqa.photos import RampGroups, RandomCrops, find_photos
 from attriqa.prompts import ATTRIBUTES
-from attriqa.protocols import follow_ramps, random_split
+from attriqa.protocols import Fold, follow_ramps, random_split
 from attriqa.recipe import as_dict, atomic_path, claim_folder, opt, parse_config, required, write_json
 from attriqa.training_state import load_state, save_state, set_rates
-from attriqa.views import VIEWS, look
+from attriqa.views import View, average_over_view
 
 
 @dataclass(frozen=True)
 class Config:
     """What a run does."""
 
-    clive: Path = required("folder ChallengeDB_release, in its official layout")
-    photos: Path = required("folder of pristine photos for the attribute ramps")
+    data: str = required("rated data set in its official layout, NAME=ROOT, as clive=ChallengeDB_release")
+    test: tuple[str, ...] | None = opt(None, "other data sets, NAME=ROOT, to test each fold's model on")
+    photos: Path | None = opt(None, "folder of pristine photos for the attribute ramps; none: the heads get no ramps")
     photo_pattern: str = opt("cid22_*", "which files of --photos are used")
     out: Path = opt(Path("runs/finetune"), "where everything goes")
     net: Literal["compact", "resnet50"] = opt("compact", "the compact net, or ATTIQA's ResNet-50")
     trunk: Path | None = opt(None, "safetensors file of the compact encoder's ImageNet trunk")
     pretrained: bool = opt(False, "start ResNet-50 from timm's ImageNet weights (downloads them)")
-    protocol: Literal["splits", "all", "both"] = opt("both", "random 80/20 splits, one model of all photos, or both")
+    init: Path | None = opt(None, "checkpoint to start from, as training/pretrain.py writes it")
+    mode: Literal["full", "probe", "linear"] = opt("full", "what learns: all; all but the encoder; the regressor")
+    protocol: folds.Protocol = opt("both", "random 80/20 splits, the official split, every photo, or all and splits")
     splits: int = opt(5, "number of splits, seeded 0, 1, ...")
+    fraction: float = opt(1.0, "share of each training side that is used, in (0, 1]")
     views: int = opt(4, "probe: random crops of each photo; 0 leaves the probe out")
     probe_epochs: int = opt(60, "probe: epochs")
     probe_lr: float = opt(1e-3, "probe: peak learning rate")
@@ -69,6 +77,7 @@ class Config:
     weight_decay: float = opt(1e-2, "AdamW's, both phases")
     ramp_levels: int = opt(4, "renderings per ramp")
     ramp_weight: float = opt(0.2, "weight of the ramps' ranking loss")
+    quality_weight: float = opt(0.2, "weight of the score's ranking along the ramps of blur and noise")
     margin: float = opt(0.5, "margin of the ranking loss, in units of a head's output")
     crosstalk: float = opt(0.3, "weight of what a ramp moves in the other four heads, within the ranking loss")
     workers: int = opt(2, "loading processes")
@@ -76,13 +85,20 @@ class Config:
     smoke: bool = opt(False, "a size for tests: few photos, one split, one epoch")
 
 
-class Fold(NamedTuple):
-    """One training set, one test set (rows of the data), one folder."""
+class Run(NamedTuple):
+    """One fold's training and test, and what it is done with."""
 
-    name: str
-    train: list[int]
-    test: list[int]
-    folder: Path
+    config: Config
+    plan: Plan
+    fold: Fold
+    ramp_train: list[Path]
+    ramp_test: list[Path]
+    accelerator: Accelerator
+
+    @property
+    def folder(self) -> Path:
+        """Where its results go."""
+        return self.config.out / self.fold.name
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -90,180 +106,163 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_config(Config, argv, __doc__)
     if config.smoke:
         config = smoke(config)
-    accelerator = Accelerator(step_scheduler_with_optimizer=False)
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # or torchrun's processes count as lone ones
     torch.set_float32_matmul_precision("high")
-    data = Data(config)
-    folds = data.folds(config)
+    plan = folds.make_plan(
+        config.data,
+        config.test or (),
+        protocol=config.protocol,
+        splits=config.splits,
+        fraction=config.fraction,
+        smoke=config.smoke,
+    )
+    ramps = ramp_photos(config)
     if accelerator.is_main_process:
         claim_folder(config.out, config)
     accelerator.wait_for_everyone()
-    for fold in folds:
-        if not (fold.folder / "metrics.json").exists():
-            run_fold(config, data, fold, accelerator)
+    for fold in plan.folds:
+        run = Run(config, plan, fold, *ramps, accelerator)
+        if not (run.folder / "metrics.json").exists():
+            run_fold(run)
     if accelerator.is_main_process:
-        summarise(config, folds)
+        summarise(config, plan)
 
 
 def smoke(config: Config) -> Config:
     """The same run at a size for tests."""
-    small: dict[str, Any] = {
-        "splits": 1,
-        "views": 2,
-        "probe_epochs": 2,
-        "epochs": 2,
-        "batch": 4,
-        "workers": 0,
-        "ramp_levels": 3,
-    }
-    return Config(**{**config.__dict__, **small, "probe_batch": 8})
+    return replace(
+        config, splits=1, views=2, probe_epochs=2, probe_batch=8, epochs=2, batch=4, workers=0, ramp_levels=3
+    )
 
 
-class Data:
-    """The rated photos and the pristine ones, each with what is held out."""
-
-    def __init__(self, config: Config) -> None:
-        dataset = read_clive(config.clive)
-        rows = dataset.rows[:40] if config.smoke else dataset.rows
-        low, high = dataset.mos_range
-        self.name = dataset.name
-        self.paths = [row.path for row in rows]
-        self.groups = [row.group for row in rows]
-        self.mos = torch.tensor([(row.mos - low) / (high - low) for row in rows])  # [0, 1]
-        photos = sorted(config.photos.glob(config.photo_pattern))
-        if len(photos) < 6:
-            raise ValueError(f"photos: expected 6 or more {config.photo_pattern} in {config.photos}, got {len(photos)}")
-        photos = photos[:10] if config.smoke else photos
-        train, test = random_split([path.name for path in photos], seed=0)
-        self.ramp_train = [photos[i] for i in train]
-        self.ramp_test = [photos[i] for i in test]
-
-    def folds(self, config: Config) -> list[Fold]:
-        """The folds that the protocol asks for."""
-        everything = Fold("all", list(range(len(self.paths))), [], config.out / "all")
-        splits = [
-            Fold(f"split{i}", *random_split(self.groups, seed=i), config.out / f"split{i}")
-            for i in range(config.splits)
-        ]
-        return {"all": [everything], "splits": splits, "both": [everything, *splits]}[config.protocol]
+def ramp_photos(config: Config) -> tuple[list[Path], list[Path]]:
+    """The pristine photos whose ramps are learnt from, and those that they are tested on."""
+    if config.photos is None:
+        return [], []
+    photos = find_photos(config.photos, config.photo_pattern, 6)[: 10 if config.smoke else None]
+    train, test = random_split([path.name for path in photos], seed=0)
+    return [photos[i] for i in train], [photos[i] for i in test]
 
 
-def run_fold(config: Config, data: Data, fold: Fold, accelerator: Accelerator) -> None:
+def run_fold(run: Run) -> None:
     """Train, evaluate and write one fold."""
+    config, plan = run.config, run.plan
     set_seed(config.seed)
     net = build(config)
     if config.views:
-        probe(config, data, fold, net, accelerator)
-    if config.epochs:
-        end_to_end(config, data, fold, net, accelerator)
+        probe(run, net)
+    if config.epochs and config.mode == "full":
+        end_to_end(run, net)
     net.eval()
-    if accelerator.is_main_process:
-        calibrate(data, fold, net, accelerator)
-        result = evaluate(data, fold, net, accelerator)
+    if run.accelerator.is_main_process:
+        calibrate(run, net)
+        result = evaluate(run, net)
+        here = ("data", "test", "photos", "trunk", "init", "out")  # what only this machine knows
+        learnt = {plan.dataset.name: plan.train_paths(run.fold), "ramps": run.ramp_train}
         provenance = {
-            "data": {
-                data.name: [data.paths[i].name for i in fold.train],
-                "ramps": [path.name for path in data.ramp_train],
-            },
-            "ramp_test_photos": [path.name for path in data.ramp_test],
-            "config": {
-                key: value for key, value in as_dict(config).items() if key not in ("clive", "photos", "trunk", "out")
-            },
+            "data": {name: [path.name for path in paths] for name, paths in learnt.items()},
+            "ramp_test_photos": [path.name for path in run.ramp_test],
+            "config": {key: value for key, value in as_dict(config).items() if key not in here},
+            "init": None if config.init is None else checkpoint.load(config.init).provenance,
             "metrics": result,
         }
         checkpoint.save(
-            fold.folder / "model.safetensors",
+            run.folder / "model.safetensors",
             net.state_dict(),
             architecture=AttributeNet.__name__,
             config=as_dict(net.config),
             provenance=provenance,
         )
-        write_json(fold.folder / "metrics.json", result)
-        (fold.folder / "state.safetensors").unlink(missing_ok=True)
-    accelerator.wait_for_everyone()
+        write_json(run.folder / "metrics.json", result)
+        (run.folder / "state.safetensors").unlink(missing_ok=True)
+    run.accelerator.wait_for_everyone()
 
 
 def build(config: Config) -> AttributeNet:
     """The network before any training of ours."""
-    net = AttributeNet(
-        COMPACT_CONFIG if config.net == "compact" else AttributeNetConfig(), pretrained=config.pretrained
-    )
+    if config.init is not None:
+        return load(config.init)
+    shape = COMPACT_CONFIG if config.net == "compact" else AttributeNetConfig()
+    net = AttributeNet(shape, pretrained=config.pretrained)
     if config.trunk is not None:
         load_compact_trunk(net.backbone, config.trunk)
     return net.eval()
 
 
-# Phase 1: probe
-
-
-def probe(config: Config, data: Data, fold: Fold, net: AttributeNet, accelerator: Accelerator) -> None:
-    """Train heads and regressor on kept statistics of the untouched encoder."""
-    kept = statistics(config, data, net, accelerator)
+def probe(run: Run, net: AttributeNet) -> None:
+    """Phase 1: train heads and regressor (``linear``: the latter) on kept statistics of the untouched encoder."""
+    config, plan, fold = run.config, run.plan, run.fold
+    kept = statistics(run, net)
     set_seed(config.seed)  # the same, whether they were computed now or before
-    views, ramps = kept["views"].float(), kept["ramps"].float()  # (N, V, D), (G, L, D)
+    views, rendered = kept["views"].float(), kept["ramps"].float()  # (N, V, D), (G, L, D)
     train = torch.tensor(fold.train)
-    net.pooled_mean.copy_(views[train].mean((0, 1)))
-    net.pooled_std.copy_(views[train].std((0, 1)) + 0.02)  # some channels hardly move
-    views, ramps = (views - net.pooled_mean) / net.pooled_std, (ramps - net.pooled_mean) / net.pooled_std
-    nn.init.normal_(net.heads_in.weight, std=0.5 / views.shape[2] ** 0.5)
-    nn.init.constant_(net.regressor[-1].bias, float(torch.logit(data.mos[train].mean())))  # type: ignore[arg-type]
-    learnt = [*net.heads_in.parameters(), *net.heads_out.parameters(), *net.regressor.parameters()]
+    if config.init is None:
+        net.pooled_mean.copy_(views[train].mean((0, 1)))
+        net.pooled_std.copy_(views[train].std((0, 1)) + 0.02)  # some channels hardly move
+        nn.init.normal_(net.heads_in.weight, std=0.5 / views.shape[2] ** 0.5)
+    views, rendered = (views - net.pooled_mean) / net.pooled_std, (rendered - net.pooled_mean) / net.pooled_std
+    nn.init.constant_(net.regressor[-1].bias, float(torch.logit(plan.mos[train].mean())))  # type: ignore[arg-type]
+    learnt = list(net.regressor.parameters())
+    if config.mode != "linear":
+        learnt += [*net.heads_in.parameters(), *net.heads_out.parameters()]
     optimizer = torch.optim.AdamW(learnt, lr=config.probe_lr, weight_decay=config.weight_decay)
-    steps = config.probe_epochs * (len(train) // config.probe_batch)
+    steps = config.probe_epochs * max(1, len(train) // config.probe_batch)
     generator = torch.Generator().manual_seed(config.seed)
     net.train()
-    for step in tqdm(range(steps), f"{fold.name}: probe", disable=not accelerator.is_local_main_process, leave=False):
+    for step in tqdm(
+        range(steps), f"{fold.name}: probe", disable=not run.accelerator.is_local_main_process, leave=False
+    ):
         set_rates(optimizer, [config.probe_lr], step / steps)
         rows = train[torch.randperm(len(train), generator=generator)[: config.probe_batch]]
         view = torch.randint(views.shape[1], rows.shape, generator=generator)
-        logit, _ = net.read(views[rows, view])
-        loss = score_loss(logit, data.mos[rows])
-        groups = torch.randperm(len(ramps), generator=generator)[:16]
-        _, raw = net.read(ramps[groups].flatten(0, 1))
-        raw = raw.unflatten(0, (len(groups), -1))
-        level, attribute = kept["levels"][groups], groups % len(ATTRIBUTES)
-        loss = loss + config.ramp_weight * ramp_ranking(raw, level, attribute, config.margin, config.crosstalk)
+        loss = score_loss(net.read(views[rows, view])[0], plan.mos[rows])
+        if len(rendered):
+            groups = torch.randperm(len(rendered), generator=generator)[:16]
+            logit, raw = net.read(rendered[groups].flatten(0, 1))
+            loss = loss + ramp_loss(config, logit, raw, kept["levels"][groups], groups % len(ATTRIBUTES))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     net.eval()
 
 
-def statistics(config: Config, data: Data, net: AttributeNet, accelerator: Accelerator) -> dict[str, Tensor]:
+def statistics(run: Run, net: AttributeNet) -> dict[str, Tensor]:
     """Raw pooled statistics of every random crop and ramp, computed by the first fold and kept for the others."""
+    config, accelerator = run.config, run.accelerator
     path = config.out / "statistics.safetensors"
     if not path.exists() and accelerator.is_main_process:
         net = net.to(accelerator.device).to(memory_format=torch.channels_last)
-        crops = RandomCrops(data.paths, net.config.shorter_edge, net.config.crop, config.seed)
-        views = torch.empty(len(data.paths), config.views, net.pooled_mean.numel(), dtype=torch.float16)
+        paths = [row.path for row in run.plan.dataset.rows]
+        crops = RandomCrops(paths, net.config.shorter_edge, net.config.crop, config.seed)
+        views = torch.empty(len(paths), config.views, net.pooled_mean.numel(), dtype=torch.float16)
         for view in range(config.views):
             crops.start_epoch(view)
-            for images, index in tqdm(
-                DataLoader(crops, 8, num_workers=config.workers), f"statistics: view {view + 1} of {config.views}"
-            ):
+            loader = DataLoader(crops, 8, num_workers=config.workers)
+            for images, index in tqdm(loader, f"statistics: view {view + 1} of {config.views}"):
                 views[index, view] = pooled(net, images, accelerator).half()
-        groups = RampGroups(data.ramp_train, 320, config.ramp_levels, config.seed)
-        ramps, levels = [], []
+        groups = RampGroups(run.ramp_train, 320, config.ramp_levels, config.seed)
+        rendered = [torch.empty(0, config.ramp_levels, views.shape[2], dtype=torch.float16)]
+        levels = [torch.empty(0, config.ramp_levels)]
         for images, level, _ in tqdm(DataLoader(groups, 2, num_workers=config.workers), "statistics: ramps"):
-            ramps.append(pooled(net, images.flatten(0, 1), accelerator).half().unflatten(0, images.shape[:2]))
+            rendered.append(pooled(net, images.flatten(0, 1), accelerator).half().unflatten(0, images.shape[:2]))
             levels.append(level)
         with atomic_path(path) as temporary:
-            save_file({"views": views, "ramps": torch.cat(ramps), "levels": torch.cat(levels)}, temporary)
+            save_file({"views": views, "ramps": torch.cat(rendered), "levels": torch.cat(levels)}, temporary)
     accelerator.wait_for_everyone()
     return load_file(path)
 
 
 @torch.no_grad()
 def pooled(net: AttributeNet, images: Tensor, accelerator: Accelerator) -> Tensor:
-    """Statistics of a batch, on the CPU."""
+    """Raw statistics of a batch, on the CPU."""
     with torch.autocast(accelerator.device.type, torch.bfloat16):
-        return net.pool(images.to(accelerator.device).contiguous(memory_format=torch.channels_last)).cpu()
+        found = net.pool(images.to(accelerator.device).contiguous(memory_format=torch.channels_last))
+    return (found * net.pooled_std + net.pooled_mean).cpu()
 
 
-# Phase 2: end to end
-
-
-def end_to_end(config: Config, data: Data, fold: Fold, net: AttributeNet, accelerator: Accelerator) -> None:
-    """Train encoder, heads and regressor on random crops; leaves the averaged weights in ``net``."""
+def end_to_end(run: Run, net: AttributeNet) -> None:
+    """Phase 2: train encoder, heads and regressor on random crops; leaves the averaged weights in ``net``."""
+    config, fold, accelerator = run.config, run.fold, run.accelerator
     if net.config.backbone == COMPACT:
         net.backbone.freeze(config.frozen_blocks)
     encoder = [parameter for parameter in net.backbone.parameters() if parameter.requires_grad]
@@ -275,29 +274,29 @@ def end_to_end(config: Config, data: Data, fold: Fold, net: AttributeNet, accele
     average = torch.optim.swa_utils.AveragedModel(
         net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.average)
     )
-    crops = RandomCrops([data.paths[i] for i in fold.train], net.config.shorter_edge, net.config.crop, config.seed)
-    ramps = RampGroups(data.ramp_train, 224, config.ramp_levels, config.seed)
-    state, first = fold.folder / "state.safetensors", 0
+    crops = RandomCrops(run.plan.train_paths(fold), net.config.shorter_edge, net.config.crop, config.seed)
+    groups = RampGroups(run.ramp_train, 224, config.ramp_levels, config.seed)
+    state, first = run.folder / "state.safetensors", 0
     modules = {"net": net, "average": average}
     identity = {**as_dict(config), "fold": fold.name}
     if state.exists():
         first = load_state(state, modules, optimizer, config=identity)["epoch"]
-    mos = data.mos[fold.train]
+    mos = run.plan.mos[fold.train]
     model, optimizer, loader = accelerator.prepare(
         Readout(net), optimizer, DataLoader(crops, config.batch, num_workers=config.workers, drop_last=True)
     )
     for epoch in range(first, config.epochs):
         set_seed(config.seed + epoch)  # dropout
         crops.start_epoch(epoch)
-        ramps.start_epoch(epoch)
-        train_epoch(config, epoch, model, average, optimizer, loader, ramps, mos, accelerator, fold.name)
+        groups.start_epoch(epoch)
+        train_epoch(run, epoch, model, average, optimizer, loader, groups, mos)
         if accelerator.is_main_process:
             save_state(state, modules, optimizer.optimizer, {"epoch": epoch + 1, "config": identity})
     net.load_state_dict(average.module.state_dict())
 
 
 def train_epoch(
-    config: Config,
+    run: Run,
     epoch: int,
     model: nn.Module,
     average: torch.optim.swa_utils.AveragedModel,
@@ -305,10 +304,9 @@ def train_epoch(
     loader: Any,
     ramps: RampGroups,
     mos: Tensor,
-    accelerator: Accelerator,
-    name: str,
 ) -> None:
     """One pass over the training photos, with two ramps a step."""
+    config, accelerator, name = run.config, run.accelerator, run.fold.name
     net = accelerator.unwrap_model(model).net
     net.train()
     net.backbone.eval()  # BatchNorm keeps ImageNet's statistics
@@ -318,16 +316,16 @@ def train_epoch(
     for step, (images, index) in enumerate(bar):
         done = (epoch + step / len(loader)) / config.epochs
         set_rates(optimizer, [config.encoder_lr, config.lr], done)
-        groups = [ramps[int(order[(2 * step + i) % len(order)])] for i in range(2)]
-        rendered = torch.cat([group[0] for group in groups]).to(accelerator.device)
-        level = torch.stack([group[1] for group in groups]).to(accelerator.device)
+        rendered = None
+        if len(ramps):
+            groups = [ramps[int(order[(2 * step + i) % len(order)])] for i in range(2)]
+            rendered = torch.cat([group[0] for group in groups]).to(accelerator.device)
         with torch.autocast(accelerator.device.type, torch.bfloat16):
-            logit, raw = model(images, rendered)
-        which = torch.tensor([group[2] for group in groups])
+            logit, ramped, raw = model(images, rendered)
         loss = score_loss(logit, mos[index.cpu()].to(logit))
-        loss = loss + config.ramp_weight * ramp_ranking(
-            raw.unflatten(0, level.shape), level, which, config.margin, config.crosstalk
-        )
+        if len(ramps):
+            level = torch.stack([group[1] for group in groups]).to(accelerator.device)
+            loss = loss + ramp_loss(config, ramped, raw, level, torch.tensor([group[2] for group in groups]))
         optimizer.zero_grad()
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), 5.0)
@@ -338,59 +336,63 @@ def train_epoch(
             raise SystemExit(f"{name}: the loss is {loss.item()} at epoch {epoch + 1}, step {step}")
 
 
-@torch.no_grad()
-def assess(net: AttributeNet, images: Tensor, view: Any, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
-    """Score (B,) and attributes (B, 5) of images of one size, averaged over the view's crops."""
-    seen = look(images.to(accelerator.device), view, shorter_edge=net.config.shorter_edge, crop=net.config.crop)
-    with torch.autocast(accelerator.device.type, torch.bfloat16):
-        result = net(seen.flatten(0, 1).contiguous(memory_format=torch.channels_last))
-    shape = seen.shape[:2]
-    return result.score.unflatten(0, shape).mean(1).cpu(), result.attributes.unflatten(0, shape).mean(1).cpu()
+def ramp_loss(config: Config, logit: Tensor, raw: Tensor, level: Tensor, attribute: Tensor) -> Tensor:
+    """What G ramps of L levels teach the heads and the score; logits (G * L,), raw attributes (G * L, 5)."""
+    heads = ramp_ranking(raw.unflatten(0, level.shape), level, attribute, config.margin, config.crosstalk)
+    return config.ramp_weight * heads + config.quality_weight * quality_ranking(logit.view_as(level), level, attribute)
 
 
 @torch.no_grad()
-def calibrate(data: Data, fold: Fold, net: AttributeNet, accelerator: Accelerator) -> None:
+def assess(net: AttributeNet, images: Tensor, view: View, accelerator: Accelerator) -> Assessment:
+    """Assess images of one size in a view, in fp32."""
+    edge, crop = net.config.shorter_edge, net.config.crop
+    return average_over_view(net, images.to(accelerator.device), view, shorter_edge=edge, crop=crop).map(Tensor.cpu)
+
+
+@torch.no_grad()
+def calibrate(run: Run, net: AttributeNet) -> None:
     """Put the attributes of a third of the training photos across (0, 1)."""
     raw = []
-    for i in tqdm(fold.train[::3], f"{fold.name}: calibrate", leave=False):
-        image = read(data.paths[i], shorter_edge=net.config.shorter_edge)[None]
-        raw.append(net.read(pooled(net, image, accelerator).to(accelerator.device))[1])
+    for path in tqdm(run.plan.train_paths(run.fold)[::3], f"{run.fold.name}: calibrate", leave=False):
+        image = read(path, shorter_edge=net.config.shorter_edge)[None].to(run.accelerator.device)
+        raw.append(net.read(net.pool(image.contiguous(memory_format=torch.channels_last)))[1])
     net.calibrate_attributes(torch.cat(raw))
 
 
-def evaluate(data: Data, fold: Fold, net: AttributeNet, accelerator: Accelerator) -> dict[str, Any]:
-    """Both views on the fold's test photos; how each head follows its own ramp on photos held out from the ramps."""
-    result: dict[str, Any] = {"fold": fold.name, "n_train": len(fold.train)}
-    mos = (data.mos[fold.test] * 100).tolist()
-    edge = net.config.shorter_edge
-    for view in VIEWS if fold.test else ():
-        bar = tqdm(fold.test, f"{fold.name}: test, {view}", leave=False)
-        scores = [assess(net, read(data.paths[i], shorter_edge=edge)[None], view, accelerator)[0].item() for i in bar]
-        result[view] = metrics.report(scores, mos, seed=0, resamples=1000)
-    table = follow_ramps(lambda images: assess(net, images, "full", accelerator)[1], data.ramp_test)
-    result["ramp_srocc"] = {name: table.srocc[i][i] for i, name in enumerate(ATTRIBUTES)}
-    result["ramp_photos"] = table.photos
+def evaluate(run: Run, net: AttributeNet) -> dict[str, Any]:
+    """The fold's test files and the other data sets; how far the encoder's features went; how heads follow ramps."""
+    tested = copy.deepcopy(net)
+    fold_batch_norm(tested)  # as the reward does: faster by a quarter
+
+    def score(image: Tensor, view: View) -> Tensor:
+        return assess(tested, image, view, run.accelerator).score
+
+    result = folds.evaluate_fold(run.plan, run.fold, score, shorter_edge=net.config.shorter_edge)
+    if run.fold.test and run.config.mode == "full":
+        start = build(run.config).to(run.accelerator.device).to(memory_format=torch.channels_last)
+        encoders = [lambda image, model=model: pooled(model, image, run.accelerator) for model in (start, net)]
+        paths = run.plan.test_paths(run.fold)
+        result["feature_cosine"] = folds.mean_cosine(paths, *encoders, shorter_edge=net.config.shorter_edge)
+    if run.ramp_test and not run.fold.test:  # minutes: for the model to ship
+        table = follow_ramps(lambda images: assess(tested, images, "full", run.accelerator).attributes, run.ramp_test)
+        result["ramp_srocc"] = {name: table.srocc[i][i] for i, name in enumerate(ATTRIBUTES)}
+        result["ramp_photos"] = table.photos
     return result
 
 
-def summarise(config: Config, folds: Sequence[Fold]) -> None:
+def summarise(config: Config, plan: Plan) -> None:
     """Print and write the table of all folds."""
-    results = [json.loads((fold.folder / "metrics.json").read_text()) for fold in folds]
-    summary: dict[str, Any] = {"folds": results}
-    if config.protocol != "all":
-        summary["protocol"] = f"in-domain: CLIVE, random 80/20 splits seeded 0..{config.splits - 1}, median"
-        for view in VIEWS:
-            table = {
-                key: [result[view][key] for result in results if view in result]
-                for key in ("srocc", "plcc", "plcc_fitted", "krocc", "rmse", "n")
-            }
-            summary[view] = {key: float(np.median(values)) for key, values in table.items()}
-            sroccs = " ".join(f"{value:.3f}" for value in table["srocc"])
-            srocc, plcc = summary[view]["srocc"], summary[view]["plcc"]
-            print(f"{view:9}  SROCC {srocc:.4f}  PLCC {plcc:.4f}  (SROCC per split: {sroccs})")
+    results = [json.loads((config.out / fold.name / "metrics.json").read_text()) for fold in plan.folds]
+    summary, lines = folds.summarise(plan, results)
+    print("\n".join([plan.protocol, *lines]))
+    moved = [result["feature_cosine"] for result in results if "feature_cosine" in result]
+    if moved:
+        summary["feature_cosine"] = float(np.median(moved))
+        print(f"features before and after, median cosine: {summary['feature_cosine']:.3f}")
     for result in results:
-        heads = "  ".join(f"{name} {value:.3f}" for name, value in result["ramp_srocc"].items())
-        print(f"{result['fold']} ramps: {heads}")
+        if "ramp_srocc" in result:
+            heads = "  ".join(f"{name} {value:.3f}" for name, value in result["ramp_srocc"].items())
+            print(f"{result['fold']} ramps: {heads}")
     write_json(config.out / "metrics.json", summary)
 
 

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 
 from attriqa import checkpoint
-from attriqa.models.attribute_net import Assessment, AttributeNet, AttributeNetConfig
+from attriqa.assessment import Assessment
+from attriqa.models.attribute_net import AttributeNet, AttributeNetConfig
 
 __all__ = ["Assessment", "AttributeNet", "AttributeNetConfig", "Loaded", "load", "load_with_provenance"]
 

@@ -1,27 +1,18 @@
 """AttributeNet, the flagship: one encoder, five attribute heads, a quality regressor."""
 
 import dataclasses
-import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attriqa.assessment import Assessment
 from attriqa.models.backbones import COMPACT, Backbone
 from attriqa.prompts import ATTRIBUTES
 
 _EPS = 1e-5  # under the square root of a map's variance: its gradient stays finite on constant images
-
-
-class Assessment(NamedTuple):
-    """What a model says of B images; every number is in [0, 1], and more is better (``noisiness``: cleaner)."""
-
-    score: Tensor  # (B,) quality, calibrated to MOS
-    attributes: Tensor  # (B, 5) in the order of ATTRIBUTES
-    distortions: Tensor | None = None  # (B, 25) strengths; None: the model has no distortion head
-    attribute_probs: Tensor | None = None  # (B, 125); None likewise
 
 
 @dataclass(frozen=True)
@@ -121,7 +112,7 @@ class AttributeNet(nn.Module):
         pooled = self.pool(images)
         with torch.autocast(images.device.type, enabled=False):  # a score needs more digits than bf16 has
             logit, raw = self.read(pooled)
-        return Assessment(torch.sigmoid(logit), torch.sigmoid((raw - self.attribute_shift) / self.attribute_scale))
+        return Assessment(torch.sigmoid(logit), squash((raw - self.attribute_shift) / self.attribute_scale))
 
     @torch.no_grad()
     def calibrate_attributes(self, raw: Tensor) -> None:
@@ -134,24 +125,40 @@ class AttributeNet(nn.Module):
             torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64, device=raw.device), 0
         )
         self.attribute_shift.copy_(middle)
-        self.attribute_scale.copy_(((high - low) / (2 * math.log(9))).clamp(min=1e-3))
+        self.attribute_scale.copy_(((high - low) / (2 * _DECILE)).clamp(min=1e-3))
+
+
+_DECILE = 4 / 3  # squash(4/3) = 0.9
+
+
+def squash(x: Tensor) -> Tensor:
+    """``0.5 + 0.5 x / sqrt(1 + x^2)``: any number into [0, 1], with a gradient that dies as 1/x^3, not as exp(-x).
+
+    Heavy noise puts a head many deviations away from all photos; a reward must still pull from there.
+    """
+    return 0.5 + 0.5 * x * torch.rsqrt(1 + x * x)
 
 
 class Readout(nn.Module):
     """The network up to the unbounded outputs that the losses want, in one forward (which data parallelism needs).
 
-    Ramps teach the heads alone: an encoder that learns from a few hundred photos' ramps forgets what it knew of
-    content.
+    Ramps teach heads and regressor alone: an encoder that learns from a few hundred photos' ramps forgets what it knew
+    of content.
     """
 
     def __init__(self, net: AttributeNet) -> None:
         super().__init__()
         self.net = net
 
-    def forward(self, photos: Tensor, ramps: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W), (G * L, 3, h, w) -> the photos' score logits (B,), the ramps' raw attributes (G * L, 5)."""
+    def forward(self, photos: Tensor, ramps: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, 3, H, W), (R, 3, h, w) -> score logits of the photos (B,), of the ramps (R,), raw attributes (R, 5).
+
+        Without ramps R is 0.
+        """
         seen = self.net.pool(photos.contiguous(memory_format=torch.channels_last))
-        with torch.no_grad():
-            ramped = self.net.pool(ramps.contiguous(memory_format=torch.channels_last))
+        ramped = seen[:0]
+        if ramps is not None:
+            with torch.no_grad():
+                ramped = self.net.pool(ramps.contiguous(memory_format=torch.channels_last))
         with torch.autocast(photos.device.type, enabled=False):
-            return self.net.read(seen)[0], self.net.read(ramped)[1]
+            return self.net.read(seen)[0], *self.net.read(ramped)

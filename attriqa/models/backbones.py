@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 COMPACT = "mobilenet_v1"
 _COMPACT_BLOCKS = 12  # conv_pw_13 is not part of the trunk
+# Under autocast the first blocks stay in fp32: rounded to bf16 there, scores of photos move by 0.04 instead of 0.003.
+_EXACT_BLOCKS = 4
 
 
 class Backbone(nn.Module):
@@ -98,9 +100,13 @@ class _CompactTrunk(nn.Module):
             block.conv_dw = _pad_below_right(block.conv_dw)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        x = self.stem(images)
         maps = []
-        for block in self.blocks:
+        with torch.autocast(images.device.type, enabled=False):
+            x = self.stem(images.float())
+            for block in self.blocks[:_EXACT_BLOCKS]:
+                x = block(x)
+                maps.append(x)
+        for block in self.blocks[_EXACT_BLOCKS:]:
             x = block(x)
             maps.append(x)
         return maps

@@ -1,0 +1,395 @@
+r"""The papers' experiments, each a set of fine-tunings: in-domain, cross-dataset, data-efficient, linear probe.
+
+    python evals/benchmark.py --data clive=ChallengeDB_release koniq=koniq-10k --experiments in-domain cross \
+        --finetune="--init runs/pretrain/model.safetensors" --out runs/benchmark
+
+Each data set and variant is one run of ``training/finetune.py`` in a folder of its own, OUT/VARIANT/NAME, its output in
+OUT/VARIANT/NAME.log. What is done is not done again: the same command goes on where it was killed, at the fold that
+was under way. Before anything is trained, all data sets are read, and test images that are training images too are
+refused. ``metrics.json`` and ``benchmark.md`` in OUT then hold the medians with 95 % intervals, and beside them what
+the papers report, each with its protocol. Exit status: 0; 1 if the data are refused or a run failed (it is named, the
+others are finished); 130 if interrupted.
+"""
+
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from tqdm import tqdm
+
+from attriqa import metrics, published
+from attriqa.datasets import READERS, Dataset, read_dataset
+from attriqa.protocols import check_leak, median_of_folds, official_fold
+from attriqa.recipe import as_dict, atomic_path, claim_folder, opt, parse_config, required, write_json
+
+Folds = Sequence[dict[str, Any]]  # each as fine-tuning writes it
+Experiment = Literal["in-domain", "cross", "data-efficient", "linear-probe"]
+VIEWS = ("five_crop", "full")  # the papers' way of testing, and the whole image
+OFFICIAL = ("flive", "ava")  # the papers use the official split of these, random splits of the others
+OURS = ("--data", "--out", "--protocol", "--splits", "--fraction", "--mode", "--test", "--seed", "--smoke")
+FINETUNE = Path(__file__).resolve().parent.parent / "training" / "finetune.py"
+TITLES: dict[str, str] = {
+    "in-domain": "In-domain",
+    "cross": "Cross-dataset: trained on the training side of each split, tested on the whole of another data set",
+    "data-efficient": "Data-efficient: a share of the training side, the test side as in-domain",
+    "linear-probe": "Linear probe: frozen encoder",
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is run."""
+
+    data: tuple[str, ...] = required(f"data sets, each NAME=ROOT with a NAME of {', '.join(READERS)}")
+    experiments: tuple[Experiment, ...] = opt(("in-domain",), "which experiments")
+    out: Path = opt(Path("runs/benchmark"), "where everything goes")
+    splits: int = opt(10, "random 80/20 splits, seeded 0, 1, ...")
+    split: Literal["paper", "random", "official"] = opt(
+        "paper", "kind of split: the papers' (official for flive and ava), random, or official"
+    )
+    fractions: tuple[float, ...] = opt((0.1, 0.2), "data-efficient: shares of the training side")
+    finetune: str = opt("", "more flags for every fine-tuning, in one word: --finetune='--init FILE'")
+    finetune_script: Path = opt(FINETUNE, "the recipe that is run; another must write the same files")
+    launcher: str = opt("", "what starts it, as 'accelerate launch'; by default this Python")
+    seed: int = opt(0, "of everything random but the splits")
+    smoke: bool = opt(False, "a size for tests: one split, one share, fine-tuning's own --smoke")
+
+    def __post_init__(self) -> None:
+        for spec in self.data:
+            name, _, root = spec.partition("=")
+            if name not in READERS or not root:
+                raise ValueError(f"data: expected NAME=ROOT with a NAME of {', '.join(READERS)}, got {spec}")
+        if len(self.roots()) < len(self.data):
+            raise ValueError(f"data: expected each NAME once, got {' '.join(self.data)}")
+        if "cross" in self.experiments and len(self.data) < 2:
+            raise ValueError("data: the experiment cross needs two data sets or more")
+        if self.splits < 1:
+            raise ValueError(f"splits: expected at least 1, got {self.splits}")
+        if not all(0 < fraction < 1 for fraction in self.fractions):
+            raise ValueError(f"fractions: expected numbers within (0, 1), got {self.fractions}")
+        taken = [word for word in shlex.split(self.finetune) if word.split("=")[0] in OURS]
+        if taken:
+            raise ValueError(f"finetune: {', '.join(taken)} is set by this recipe")
+
+    def roots(self) -> dict[str, str]:
+        """The root of each data set by its name."""
+        return {name: root for name, _, root in (spec.partition("=") for spec in self.data)}
+
+
+class Run(NamedTuple):
+    """One call of the fine-tuning recipe: all folds of one data set in one way."""
+
+    name: str
+    variant: str  # "full", "linear", "fraction0.1"
+    fraction: float
+    official: bool
+    folds: int
+    tests: dict[str, str]  # what fine-tuning's results call the data sets that it is also tested on, by NAME
+    folder: Path
+
+    @property
+    def protocol(self) -> str:
+        """What its numbers are medians of, in words."""
+        split = f"random 80/20 splits by group, median of {self.folds}" if self.folds > 1 else "one random 80/20 split"
+        split = "official split" if self.official else split
+        return split if self.fraction == 1 else f"{self.fraction * 100:g} % of the training side; {split}"
+
+
+class RunError(Exception):
+    """A run that failed, or whose results are not what the recipe promises."""
+
+
+def plan(config: Config, data: dict[str, Dataset]) -> list[Run]:
+    """Every run that the experiments need; in-domain and cross share theirs."""
+    variants: dict[str, float] = {}
+    if {"in-domain", "cross"} & set(config.experiments):
+        variants["full"] = 1.0
+    if "data-efficient" in config.experiments:
+        variants |= {f"fraction{fraction:g}": fraction for fraction in config.fractions}
+    if "linear-probe" in config.experiments:
+        variants["linear"] = 1.0
+    runs = []
+    for variant, fraction in variants.items():
+        for name in data:
+            official = config.split == "official" or (config.split == "paper" and name in OFFICIAL)
+            cross = variant == "full" and "cross" in config.experiments
+            tests = {other: data[other].name for other in data if cross and other != name}
+            folds = 1 if official else config.splits
+            runs.append(Run(name, variant, fraction, official, folds, tests, config.out / variant / name))
+    return runs
+
+
+def command(config: Config, run: Run) -> list[str]:
+    """The words that start a run."""
+    words = [*(shlex.split(config.launcher) or [sys.executable]), str(config.finetune_script)]
+    words += ["--data", f"{run.name}={config.roots()[run.name]}", "--out", str(run.folder)]
+    words += ["--protocol", "official"] if run.official else ["--protocol", "splits", "--splits", str(run.folds)]
+    words += ["--mode", "linear" if run.variant == "linear" else "full"]
+    words += ["--fraction", f"{run.fraction:g}"] if run.fraction < 1 else []
+    words += ["--test", *(f"{name}={config.roots()[name]}" for name in run.tests)] if run.tests else []
+    return [*words, "--seed", str(config.seed), *(["--smoke"] if config.smoke else []), *shlex.split(config.finetune)]
+
+
+def refuse_leaks(config: Config, data: dict[str, Dataset], runs: Sequence[Run]) -> None:
+    """Stop when an official test side holds training images, or two data sets of the cross experiment share some.
+
+    Random splits are checked fold by fold, by the fine-tuning recipe.
+    """
+    for name in sorted({run.name for run in runs if run.official}):
+        rows = data[name].rows
+        fold = official_fold([row.split for row in rows], [row.group for row in rows])
+        train, test = ([rows[i].path for i in side] for side in (fold.train, fold.test))
+        check_leak(train, test, what=f"{name}, official split")
+    if "cross" in config.experiments:
+        for one, other in combinations(data, 2):
+            sides = ([row.path for row in data[name].rows] for name in (one, other))
+            check_leak(*sides, what=f"{one} and {other}, of which each tests the other")
+
+
+# Running
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[int | None]:
+    """Hold OUT alone. The lock passes on to what is started with the descriptor: a run that outlives us keeps it."""
+    if os.name != "posix":
+        yield None
+        return
+    import fcntl
+
+    handle = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit(
+                f"{out}: another benchmark, or a fine-tuning that one left behind, is at work; wait for it or end it"
+            ) from None
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def execute(config: Config, run: Run, lock: int | None, bar: "tqdm[Any]") -> None:
+    """Run to the end, all output to its log; the bar counts folds.
+
+    Raises:
+        RunError: it ended with another status than 0; the end of its log is quoted.
+    """
+    log = run.folder.with_name(run.folder.name + ".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    before = bar.n
+    with log.open("ab") as stream:
+        process = subprocess.Popen(
+            command(config, run),
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            pass_fds=[] if lock is None else [lock],
+        )
+        try:
+            while process.poll() is None:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=0.5)
+                done = len(list(run.folder.glob("*/metrics.json")))
+                bar.update(before + min(run.folds, done) - bar.n)
+        finally:
+            if process.poll() is None:  # we are being interrupted: it keeps its finished folds
+                process.terminate()
+                process.wait()
+    if process.returncode:
+        tail = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()[-12:]
+        quoted = "\n".join(f"    {line}" for line in tail)
+        raise RunError(f"status {process.returncode}; the end of {log}:\n{quoted}")
+
+
+def results(run: Run) -> list[dict[str, Any]]:
+    """The folds of a finished run.
+
+    Raises:
+        RunError: it is not finished, or its metrics.json lacks what this recipe reads.
+    """
+    path = run.folder / "metrics.json"
+    try:
+        folds = [fold for fold in json.loads(path.read_text(encoding="utf-8"))["folds"] if "five_crop" in fold]
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"no results in {path} ({type(error).__name__}: {error})") from error
+    if len(folds) != run.folds:
+        raise RunError(f"{path}: expected {run.folds} tested folds, found {len(folds)}")
+    numbers = [name + end for name in metrics.STATISTICS for end in ("", "_low", "_high")] + ["n"]
+    for fold in folds:
+        parts = {view: fold.get(view, {}) for view in VIEWS}
+        parts |= {title: fold.get("cross", {}).get(title, {}) for title in run.tests.values()}
+        wanted = [(part, key, values.get(key)) for part, values in parts.items() for key in numbers]
+        wanted.append(("fold", "n_train", fold.get("n_train")))
+        lacking = [f"{part}.{key}" for part, key, value in wanted if not isinstance(value, int | float)]
+        if lacking:
+            raise RunError(f"{path}, {fold.get('fold')}: no number as {', '.join(lacking[:5])}")
+    return folds
+
+
+def obtain(config: Config, run: Run, lock: int | None, bar: "tqdm[Any]") -> list[dict[str, Any]]:
+    """The folds of a run, which is carried out unless it was."""
+    with suppress(RunError):
+        return results(run)
+    execute(config, run, lock, bar)
+    return results(run)
+
+
+def run_all(config: Config, runs: Sequence[Run], lock: int | None) -> tuple[list[tuple[Run, Folds]], dict[str, str]]:
+    """Run what is not finished; give the folds of each run, and why others failed."""
+    finished: list[tuple[Run, Folds]] = []
+    failed: dict[str, str] = {}
+    with tqdm(total=sum(run.folds for run in runs), unit="fold", disable=None) as bar:
+        for run in runs:
+            title, begin = f"{run.variant}/{run.name}", bar.n
+            bar.set_description(title)
+            try:
+                finished.append((run, obtain(config, run, lock, bar)))
+            except RunError as error:
+                failed[title] = str(error)
+                tqdm.write(f"failed: {title}: {error}", file=sys.stderr)
+            bar.update(begin + run.folds - bar.n)
+    return finished, failed
+
+
+# Reporting
+
+
+def summary(folds: Folds) -> dict[str, Any]:
+    """Median of each statistic over folds; the interval is over folds, or over images where there is one fold."""
+    values: dict[str, Any] = {"n": statistics.median(fold["n"] for fold in folds)}
+    for name in metrics.STATISTICS:
+        ends = f"{name}_low", f"{name}_high"
+        if len(folds) > 1:
+            middle = median_of_folds([fold[name] for fold in folds])
+            values |= {name: middle.median, ends[0]: middle.low, ends[1]: middle.high}
+        else:
+            values |= {key: folds[0][key] for key in (name, *ends)}
+        values[f"{name}_folds"] = [fold[name] for fold in folds]
+    return values
+
+
+def rows_of(config: Config, run: Run, folds: Folds) -> Iterator[dict[str, Any]]:
+    """The table rows that a run gives: one of its own data set, one of each other it was tested on.
+
+    What was published stands beside a row only where the papers split that data set in the same way.
+    """
+    comparable = run.official == (run.name in OFFICIAL)
+    about = {"data": run.name, "protocol": run.protocol, "folds": len(folds)}
+    about |= {"n_train": statistics.median(fold["n_train"] for fold in folds)}
+    about |= {"interval": "over folds, which share images" if len(folds) > 1 else "over images"}
+    if run.variant == "full":
+        experiment, figures = "in-domain", published.in_domain(run.name)
+    elif run.variant == "linear":
+        experiment, figures = "linear-probe", published.linear_probe(run.name)
+    else:
+        experiment, figures = "data-efficient", published.data_efficient(run.name, run.fraction)
+    if experiment in config.experiments:
+        values: dict[str, Any] = {view: summary([fold[view] for fold in folds]) for view in VIEWS}
+        cosines = [fold["feature_cosine"] for fold in folds if fold.get("feature_cosine") is not None]
+        values["feature_cosine"] = statistics.median(cosines) if cosines else None
+        values["published_feature_cosine"] = published.feature_cosine(run.name) if experiment == "in-domain" else None
+        values["published"] = [figure._asdict() for figure in figures if comparable]
+        yield {"experiment": experiment, **about, "test": run.name, **values}
+    for test, title in run.tests.items():
+        values = {"five_crop": summary([fold["cross"][title] for fold in folds])}
+        values["published"] = [figure._asdict() for figure in published.cross_dataset(run.name, test) if comparable]
+        yield {"experiment": "cross", **about, "test": test, **values}
+
+
+def cell(values: dict[str, Any], name: str) -> str:
+    """``0.612 [0.580, 0.641]``."""
+    return f"{values[name]:.3f} [{values[name + '_low']:.3f}, {values[name + '_high']:.3f}]"
+
+
+def table(config: Config, rows: Sequence[dict[str, Any]]) -> str:
+    """One Markdown table for each experiment, in the order of the command line."""
+    lines = ["# Benchmark", ""]
+    if config.smoke:
+        lines += ["A run with --smoke: its numbers say nothing.", ""]
+    head = "| data | protocol | n train | n test | SROCC | PLCC | PLCC fitted | cosine | published: SROCC / PLCC |"
+    for experiment in config.experiments:
+        mine = [row for row in rows if row["experiment"] == experiment]
+        if not mine:
+            continue
+        lines += [f"## {TITLES[experiment]}", "", head, "|---|---|---:|---:|---:|---:|---:|---:|---|"]
+        for row in mine:
+            values = row["five_crop"]
+            cells = [row["data"] if row["test"] == row["data"] else f"{row['data']} > {row['test']}", row["protocol"]]
+            cells += [f"{row['n_train']:g}", f"{values['n']:g}"]
+            cells += [cell(values, name) for name in ("srocc", "plcc", "plcc_fitted")]
+            pair = [row.get(key) for key in ("feature_cosine", "published_feature_cosine")]
+            cells.append(" / ".join(f"{value:.3f}" for value in pair if value is not None))
+            cells.append("; ".join(map(reported, row["published"])) or "none")
+            lines.append(f"| {' | '.join(cells)} |")
+        sources = {figure["source"]: figure["protocol"] for row in mine for figure in row["published"]}
+        lines += ["", *(f"- {source}: {protocol}" for source, protocol in sources.items()), ""]
+    lines += [
+        "Five crops; medians over folds, also of n. [95 % bootstrap interval: over folds, which share images, so it is "
+        "none for new images; of a single fold, over images.] Cosine of features before and after: ours / ATTIQA's. "
+        "Numbers of different protocols are not compared.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def reported(figure: dict[str, Any]) -> str:
+    """``ATTIQA table 3, ATTIQA: 0.829 / -``."""
+    numbers = ("-" if value is None else f"{value:.3f}" for value in (figure["srocc"], figure["plcc"]))
+    return f"{figure['source']}: {' / '.join(numbers)}"
+
+
+def check(config: Config) -> list[Run]:
+    """Read all data sets and look for leaks, before hours of training; the runs.
+
+    Raises:
+        SystemExit: one cannot be read, or there is a leak.
+    """
+    try:
+        data = {name: read_dataset(name, root) for name, root in config.roots().items()}
+        runs = plan(config, data)
+        refuse_leaks(config, data, runs)
+    except (ValueError, OSError) as error:  # DatasetError and LeakError are ValueErrors
+        raise SystemExit(f"error: {error}") from error
+    return runs
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check, run, report; the exit status."""
+    config = parse_config(Config, argv, __doc__)
+    if config.smoke:
+        config = dataclasses.replace(config, splits=1, fractions=config.fractions[:1])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started ends too
+    runs = check(config)
+    claim_folder(config.out, config)
+    try:
+        with locked(config.out) as lock:
+            finished, failed = run_all(config, runs, lock)
+            rows = [row for run, folds in finished for row in rows_of(config, run, folds)]
+            write_json(config.out / "metrics.json", {"rows": rows, "failed": failed, "config": as_dict(config)})
+            text = table(config, rows)
+            with atomic_path(config.out / "benchmark.md") as temporary:
+                temporary.write_text(text, encoding="utf-8")
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; the same command goes on in {config.out}", file=sys.stderr)
+        return 130
+    print(text)
+    if failed:
+        print(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; the same command tries them again")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
