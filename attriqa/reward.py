@@ -22,6 +22,7 @@ from attriqa.views import VIEWS, View, average_over_view
 # Memory per pixel that enters the encoder, at fp32, with the compact backbone; measured by `evals/speed.py memory`.
 _BYTES_PER_PIXEL_FORWARD = 330
 _BYTES_PER_PIXEL_BACKWARD = 1100
+_CPU_PIXELS = 600_000  # that enter the encoder at once on a CPU: more leave its caches, and take twice as long each
 _WINDOW = 32  # files decoded ahead of the model
 
 
@@ -122,8 +123,8 @@ class QualityReward(nn.Module):
     def assess(self, images: Tensor) -> Assessment:
         """Score and attributes of each image, averaged over the view's crops; arguments and errors as in `forward`."""
         image_io.check(images)
-        count = self._chunk(images)
-        parts = [self._assess_chunk(chunk, recompute=count < len(images)) for chunk in images.split(count)]
+        fitting, count = self._chunk(images)
+        parts = [self._assess_chunk(chunk, recompute=fitting < len(images)) for chunk in images.split(count)]
         return Assessment.cat(parts)
 
     def _assess_chunk(self, images: Tensor, recompute: bool) -> Assessment:
@@ -138,15 +139,15 @@ class QualityReward(nn.Module):
                 self.model, images.float(), self.view, shorter_edge=config.shorter_edge, crop=config.crop
             )
 
-    def _chunk(self, images: Tensor) -> int:
-        """How many images of this size fit the memory budget at once; at least one."""
+    def _chunk(self, images: Tensor) -> tuple[int, int]:
+        """How many images of this size fit the memory budget at once, and how many are worked on; at least one."""
         config = self.model.config
         h, w = image_io.target_size(images.shape[2], images.shape[3], config.shorter_edge)
         pixels = h * w if self.view == "full" else 5 * min(config.crop, h, w) ** 2
         grad = images.requires_grad and torch.is_grad_enabled()
-        return max(
-            1, self.memory_mib * 2**20 // (pixels * (_BYTES_PER_PIXEL_BACKWARD if grad else _BYTES_PER_PIXEL_FORWARD))
-        )
+        each = pixels * (_BYTES_PER_PIXEL_BACKWARD if grad else _BYTES_PER_PIXEL_FORWARD)
+        fitting = max(1, self.memory_mib * 2**20 // each)
+        return fitting, fitting if images.is_cuda else min(fitting, max(1, _CPU_PIXELS // pixels))
 
     def score_files(self, paths: Iterable[str | Path], *, threads: int | None = None) -> Iterator[FileScore]:
         """Score image files in the order given, decoding ahead on threads while the model works.

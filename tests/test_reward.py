@@ -106,18 +106,20 @@ def test_chunks_change_neither_rewards_nor_gradients(
     assert len(calls) > 1, "one MiB must be too little for five images"
     torch.testing.assert_close(gradient(chunked, batch), gradient(whole, batch), rtol=1e-4, atol=1e-5)
     for count in (1, 2, 3, 4):
-        monkeypatch.setattr(chunked, "_chunk", lambda _, count=count: count)
-        torch.testing.assert_close(chunked(batch), whole(batch), rtol=0, atol=1e-5)
-        torch.testing.assert_close(gradient(chunked, batch), gradient(whole, batch), rtol=1e-4, atol=1e-5)
+        for fitting in (count, 99):  # less than the batch: computed again in the backward pass
+            monkeypatch.setattr(chunked, "_chunk", lambda _, fitting=fitting, count=count: (fitting, count))
+            torch.testing.assert_close(chunked(batch), whole(batch), rtol=0, atol=1e-5)
+            torch.testing.assert_close(gradient(chunked, batch), gradient(whole, batch), rtol=1e-4, atol=1e-5)
 
 
 def test_a_larger_budget_means_larger_chunks_and_gradients_smaller_ones(weights: Path) -> None:
     batch = pictures(1)
     small, large = QualityReward(weights, memory_mib=80), QualityReward(weights, memory_mib=800)
-    assert large._chunk(batch) == pytest.approx(10 * small._chunk(batch), abs=10)
-    assert small._chunk(batch.clone().requires_grad_()) < small._chunk(batch)
+    assert large._chunk(batch)[0] == pytest.approx(10 * small._chunk(batch)[0], abs=10)
+    assert small._chunk(batch.clone().requires_grad_())[0] < small._chunk(batch)[0]
     with torch.no_grad():
         assert small._chunk(batch.clone().requires_grad_()) == small._chunk(batch)
+    assert 1 <= large._chunk(batch)[1] < large._chunk(batch)[0], "on a CPU what fits the caches is faster"
 
 
 @pytest.mark.parametrize("view", VIEWS)
