@@ -202,7 +202,7 @@ def measure_reward(config: Config, folder: Path) -> Numbers:
             reward(images)
         tasks: dict[str, Callable[[], object]] = {"reward": partial(_ascend, reward, images)}
         for name, encoder in _encoders(reward, config.model).items():
-            tasks[name] = partial(_ascend_encoder, encoder, batches[0], dtype)
+            tasks[name] = partial(_ascend_encoder, encoder, batches, dtype)
         seconds = interleave(tasks, 1 if config.smoke else 3 * config.rounds, f"reward {label}")
         result |= {"batch": count, "side_px": side}
         result |= {f"{label}_{name}_s": statistics.median(times) for name, times in seconds.items()}
@@ -215,10 +215,11 @@ def _ascend(reward: nn.Module, images: Tensor) -> None:
     reward(images.detach().requires_grad_()).sum().backward()
 
 
-def _ascend_encoder(encoder: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
-    with _autocast(dtype):
-        last = encoder(images.detach().requires_grad_())[-1]
-    last.float().sum().backward()
+def _ascend_encoder(encoder: nn.Module, batches: Sequence[Tensor], dtype: torch.dtype) -> None:
+    for images in batches:
+        with _autocast(dtype):
+            last = encoder(images.detach().requires_grad_())[-1]
+        last.float().sum().backward()
 
 
 class Load(NamedTuple):
