@@ -22,7 +22,7 @@ from attriqa.views import VIEWS, View, average_over_view
 # Memory per pixel that enters the encoder, at fp32, with the compact backbone; measured by `evals/speed.py memory`.
 _BYTES_PER_PIXEL_FORWARD = 330
 _BYTES_PER_PIXEL_BACKWARD = 1100
-_CPU_PIXELS = 600_000  # that enter the encoder at once on a CPU: more leave its caches, and take twice as long each
+_CPU_PIXELS = 600_000  # that enter the encoder at once on a CPU: more leave its caches, which is slower
 _WINDOW = 32  # files decoded ahead of the model
 
 

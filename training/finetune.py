@@ -362,7 +362,7 @@ def calibrate(run: Run, net: AttributeNet) -> None:
 def evaluate(run: Run, net: AttributeNet) -> dict[str, Any]:
     """The fold's test files and the other data sets; how far the encoder's features went; how heads follow ramps."""
     tested = copy.deepcopy(net)
-    fold_batch_norm(tested)  # as the reward does: faster by a quarter
+    fold_batch_norm(tested)  # as the reward does
 
     def score(image: Tensor, view: View) -> Tensor:
         return assess(tested, image, view, run.accelerator).score

@@ -98,7 +98,7 @@ class AttributeNet(nn.Module):
             pixels = features.float().permute(0, 2, 3, 1).flatten(1, 2)  # (B, HW, C): a view of a channels-last map
             mean = pixels.mean(1)
             pooled.append(mean)
-            if self.config.statistics == "mean_std":  # activations are bounded: nothing is lost in the difference
+            if self.config.statistics == "mean_std":  # after a ReLU near the mean: the difference loses little
                 variance = (pixels.square().mean(1) - mean.square()).clamp(min=0)
                 pooled.append((variance + _EPS).sqrt())
         return (torch.cat(pooled, 1) - self.pooled_mean) / self.pooled_std
