@@ -48,7 +48,7 @@ class RandomCrops(Dataset[tuple[Tensor, int]]):
         index = int(self.order[position])
         rng = np.random.default_rng([self.seed, self.epoch, index])
         image = read(self.paths[index], shorter_edge=self.shorter_edge)
-        return _crop_and_flip(image, self.crop, rng), index
+        return crop_and_flip(image, self.crop, rng), index
 
 
 class RampGroups(Dataset[tuple[Tensor, Tensor, int]]):
@@ -84,7 +84,7 @@ class RampGroups(Dataset[tuple[Tensor, Tensor, int]]):
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         photo = read(self.paths[index // len(ATTRIBUTES)])
         cut = int(rng.integers(self.crop, min(self.crop * 4 // 3, *photo.shape[1:]) + 1))
-        image = resize_shorter(_crop_and_flip(photo, cut, rng)[None], self.crop)
+        image = resize_shorter(crop_and_flip(photo, cut, rng)[None], self.crop)
         other = int(rng.integers(2 * len(ATTRIBUTES)))  # half of the groups start from a photo that is already changed
         if other < len(ATTRIBUTES) and other != attribute:
             image = apply_ramp(image, ATTRIBUTES[other], torch.tensor([rng.random()]), generator)
@@ -108,7 +108,12 @@ def find_photos(folder: Path, pattern: str, least: int) -> list[Path]:
     return photos
 
 
-def _crop_and_flip(image: Tensor, size: int, rng: np.random.Generator) -> Tensor:
+def crop_and_flip(image: Tensor, size: int, rng: np.random.Generator) -> Tensor:
+    """A random ``(3, size, size)`` part of ``(3, H, W)``, mirrored half of the time.
+
+    Raises:
+        ValueError: the image is smaller.
+    """
     height, width = image.shape[1:]
     if min(height, width) < size:
         raise ValueError(f"crop: expected at most the image's shorter side, {min(height, width)} px, got {size}")

@@ -23,11 +23,11 @@ RECIPE_FOLDERS = ("envs", "evals", "training", "examples")
 
 BOTTOM = {"recipe", "prompts"}
 LEAVES = {"assessment", "distortion_attributes", "distortions", "losses", "images", "metrics", "checkpoint"}
-LEAVES |= {"signal_measures"}
+LEAVES |= {"distortion_metrics", "signal_measures"}
 ON_LEAVES = {"datasets", "photos", "protocols", "pseudo_labels", "published", "teachers"}
-ON_LEAVES |= {"explain", "report", "timing", "training_state", "unlabelled", "views"}
+ON_LEAVES |= {"contact_sheet", "mixtures", "report", "timing", "training_state", "unlabelled", "views"}
 COMMANDS = {"cli", "__main__", "demo", "scoring", "tables"}
-SHARED_MODELS = {"models.clip", "models.backbones"}
+SHARED_MODELS = {"models.clip", "models.clip_prompts", "models.backbones"}
 
 # Module of attriqa -> what it may import of attriqa. "*" stands for any name; "" is attriqa/__init__.py.
 RULES: dict[str, set[str]] = {
@@ -43,9 +43,15 @@ RULES |= dict.fromkeys(LEAVES, BOTTOM)
 RULES |= dict.fromkeys(ON_LEAVES, BOTTOM | LEAVES)
 RULES["datasets"] = RULES["datasets.*"]
 RULES["folds"] = BOTTOM | LEAVES | {"datasets", "datasets.*", "protocols", "views"}
+RULES["distortions"] = RULES["distortions.*"] = BOTTOM | {"distortions.*"}
+RULES["distorted_crops"] = BOTTOM | LEAVES | {"mixtures", "photos"}
+RULES["explain"] = BOTTOM | LEAVES | {"models", "models.*"}
+RULES["exiqa_sources"] = BOTTOM | LEAVES | {"datasets", "datasets.*", "mixtures", "protocols"}
 RULES["crops"] = BOTTOM | LEAVES | {"unlabelled"}
+RULES["exiqa_examples"] = BOTTOM | LEAVES | {"crops", "exiqa_sources", "mixtures"}
+RULES["exiqa_training"] = BOTTOM | LEAVES | {"exiqa_examples", "models", "models.*", "pretraining", "protocols"}
 RULES["pretraining"] = BOTTOM | LEAVES | {"models", "models.*", "teachers"}
-RULES["teachers"] = BOTTOM | LEAVES | {"views"}
+RULES["teachers"] = BOTTOM | LEAVES | {"models.clip", "views"}
 RULES |= {module: {"", "*"} for module in COMMANDS}
 
 OPTIONAL = {"gymnasium", "stable_baselines3", "diffusers", "accelerate", "rawpy", "open_clip"}
