@@ -6,33 +6,36 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from attriqa.prompts import ATTRIBUTES
+
 
 class Assessment(NamedTuple):
     """What a model says of B images; every number is in [0, 1], and more is better (``noisiness``: cleaner)."""
 
     score: Tensor  # (B,) quality, calibrated to MOS
-    attributes: Tensor  # (B, 5) in the order of ATTRIBUTES
-    distortions: Tensor | None = None  # (B, 25) strengths; None: the model has no distortion head
-    attribute_probs: Tensor | None = None  # (B, 125); None likewise
+    attributes: Tensor | None  # (B, 5) in the order of ATTRIBUTES; None: the model knows others
+    distortions: Tensor | None = None  # (B, 25) strengths (or a table's D); None: the model has no distortion head
+    attribute_probs: Tensor | None = None  # (B, 125) (or D times K of a table); None likewise
+
+    def attribute(self, name: str) -> Tensor:
+        """One of the five attributes, ``(B,)``.
+
+        Raises:
+            ValueError: it is none of `ATTRIBUTES`, or the model tells no attributes.
+        """
+        if name not in ATTRIBUTES:
+            raise ValueError(f"name: expected one of {', '.join(ATTRIBUTES)}, got {name!r}")
+        if self.attributes is None:
+            raise ValueError(f"name: this model tells no attributes, so no {name}")
+        return self.attributes[:, ATTRIBUTES.index(name)]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Assessment":
         """The same with ``change`` applied to every tensor that is there."""
-        distortions, probs = self.distortions, self.attribute_probs
-        return Assessment(
-            change(self.score),
-            change(self.attributes),
-            None if distortions is None else change(distortions),
-            None if probs is None else change(probs),
-        )
+        score, *others = self
+        return Assessment(change(score), *(None if field is None else change(field) for field in others))
 
     @classmethod
     def cat(cls, parts: Sequence["Assessment"]) -> "Assessment":
         """The assessments of one model, one after the other."""
-        distortions = [part.distortions for part in parts if part.distortions is not None]
-        probs = [part.attribute_probs for part in parts if part.attribute_probs is not None]
-        return cls(
-            torch.cat([part.score for part in parts]),
-            torch.cat([part.attributes for part in parts]),
-            torch.cat(distortions) if distortions else None,
-            torch.cat(probs) if probs else None,
-        )
+        score, *others = zip(*parts, strict=True)
+        return cls(torch.cat(score), *(None if field[0] is None else torch.cat(field) for field in others))

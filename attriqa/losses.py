@@ -77,3 +77,22 @@ def score_loss(logit: Tensor, mos: Tensor) -> Tensor:
     ATTIQA does not name its fine-tuning loss; this one forgives the few photos whose MOS no one could guess.
     """
     return 10 * F.smooth_l1_loss(torch.sigmoid(logit), mos, beta=0.1)
+
+
+def strength_loss(predicted: Tensor, strengths: Tensor) -> Tensor:
+    """Binary cross-entropy of distortion strengths with soft targets (ExIQA, equation 8), averaged over all.
+
+    Args:
+        predicted: ``(B, D)`` in [0, 1]; taken in float32 and kept 1e-6 away from 0 and 1.
+        strengths: ``(B, D)`` in [0, 1], 0 where a distortion is absent.
+
+    Even the true strengths do not reach 0: what is left is their entropy.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if predicted.shape != strengths.shape:
+        wanted, got = tuple(predicted.shape), tuple(strengths.shape)
+        raise ValueError(f"strengths: expected the shape of predicted, {wanted}, got {got}")
+    kept = predicted.float().clamp(1e-6, 1 - 1e-6)
+    return -(strengths * kept.log() + (1 - strengths) * torch.log1p(-kept)).mean()

@@ -272,7 +272,7 @@ class RampTable(NamedTuple):
 
 
 def follow_ramps(
-    attributes: Callable[[Tensor], Tensor], photos: Sequence[Path], *, seed: int = 0, progress: bool = True
+    attributes: Callable[[Tensor], Tensor | None], photos: Sequence[Path], *, seed: int = 0, progress: bool = True
 ) -> RampTable:
     """Render each photo at nine levels of each attribute (`apply_ramp`) and see what every head makes of them.
 
@@ -292,7 +292,10 @@ def follow_ramps(
     for i, path in enumerate(tqdm(photos, "ramps", leave=False, disable=not progress)):
         photo = read(path)[None].expand(RAMP_LEVELS, -1, -1, -1)
         for row, name in enumerate(ATTRIBUTES):
-            heads = attributes(apply_ramp(photo, name, level, generator)).double().cpu().numpy()  # (L, 5)
+            said = attributes(apply_ramp(photo, name, level, generator))
+            if said is None:
+                raise ValueError("attributes: expected a model that tells the five attributes, got one that does not")
+            heads = said.double().cpu().numpy()  # (L, 5)
             change[i, row] = heads[-1] - heads[0]
             for column in range(count):
                 moves = np.ptp(heads[:, column]) > 0

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from attriqa import images as image_io
 from attriqa.assessment import Assessment
+from attriqa.distortions import DISTORTION_KEYS
 from attriqa.models import load_with_provenance
 from attriqa.models.backbones import fold_batch_norm
 from attriqa.prompts import ATTRIBUTES
@@ -33,6 +34,7 @@ class FileScore(NamedTuple):
     score: float | None
     attributes: tuple[float, ...] | None  # in the order of ATTRIBUTES
     error: str | None
+    distortions: tuple[float, ...] | None = None  # strengths in the order of DISTORTION_KEYS, if the model tells them
 
 
 class QualityReward(nn.Module):
@@ -44,10 +46,11 @@ class QualityReward(nn.Module):
 
     Args:
         model: ``"default"``, the weights inside the package, or the path of a checkpoint.
-        attribute_weights: what the reward is made of, e.g. ``{"score": 1, "sharpness": 0.3}``: names among ``"score"``
-            and `ATTRIBUTES`, finite weights. The reward is the weighted sum over the sum of absolute weights, so it
-            stays within [-1, 1], and within [0, 1] where no weight is negative. ``"score"`` counts 1 unless given.
-            ``None``: the score alone.
+        attribute_weights: what the reward is made of, e.g. ``{"score": 1, "sharpness": 0.3, "jpeg": -0.2}``: names
+            among ``"score"``, `ATTRIBUTES` and, where the model tells distortions, `DISTORTION_KEYS`, finite weights; a
+            distortion's strength is no merit, so a negative one keeps it away. The reward is the weighted sum over the
+            sum of absolute weights, so it stays within [-1, 1], and within [0, 1] where no weight is negative.
+            ``"score"`` counts 1 unless given. ``None``: the score alone.
         view: ``"five_crop"``: mean over four corners and the centre, the view that the default was tested with;
             ``"full"``: the whole image at the model's shorter edge, 3.5 times fewer pixels for the encoder.
         device: where the model is put.
@@ -59,6 +62,7 @@ class QualityReward(nn.Module):
 
     Attributes:
         identity: model, hash of its weights and view; scores are comparable when it is equal.
+        names: what the model tells of an image: ``"score"``, `ATTRIBUTES` and, if it has the head, `DISTORTION_KEYS`.
 
     Raises:
         ValueError: an argument is none of the above.
@@ -84,8 +88,10 @@ class QualityReward(nn.Module):
         self.view: View = view
         self.dtype = dtype
         self.memory_mib = memory_mib
-        self._weights = _checked_weights(attribute_weights)
         loaded = load_with_provenance(model)
+        distortions = DISTORTION_KEYS if loaded.model.distortion_head is not None else ()
+        self.names = ("score", *ATTRIBUTES, *distortions)
+        self._weights = _checked_weights(attribute_weights, self.names)
         self.provenance = loaded.provenance
         self.identity = f"{Path(model).stem}-{loaded.sha256[:12]}/{view}"
         self.model = loaded.model
@@ -117,7 +123,8 @@ class QualityReward(nn.Module):
         assessment = self.assess(images)
         if self._weights is None:
             return assessment.score
-        values = torch.cat([assessment.score[:, None], assessment.attributes], 1)  # (B, 6)
+        told = (assessment.score[:, None], assessment.attributes, assessment.distortions)
+        values = torch.cat([field for field in told if field is not None], 1)  # (B, 6) or (B, 31), as in `names`
         return values @ self._weights.to(values)
 
     def assess(self, images: Tensor) -> Assessment:
@@ -196,11 +203,17 @@ class QualityReward(nn.Module):
         with torch.no_grad():
             for group in by_shape.values():
                 result = self.assess(torch.stack([image for _, image in group]).to(device))
-                for (index, _), score, attributes in zip(
-                    group, result.score.tolist(), result.attributes.tolist(), strict=True
-                ):
-                    rows[index] = FileScore(window[index][0], score, tuple(attributes), None)
+                scores = result.score.tolist()
+                attributes, distortions = (
+                    _rows(field, len(group)) for field in (result.attributes, result.distortions)
+                )
+                for (index, _), score, five, strengths in zip(group, scores, attributes, distortions, strict=True):
+                    rows[index] = FileScore(window[index][0], score, five, None, strengths)
         return [rows[index] for index in range(len(window))]
+
+
+def _rows(field: Tensor | None, count: int) -> list[tuple[float, ...] | None]:
+    return [None] * count if field is None else [tuple(row) for row in field.tolist()]
 
 
 def _parameters_to_buffers(module: nn.Module) -> None:
@@ -211,11 +224,10 @@ def _parameters_to_buffers(module: nn.Module) -> None:
             part.register_buffer(name, parameter.detach())
 
 
-def _checked_weights(weights: Mapping[str, float] | None) -> Tensor | None:
-    """Normalised weights (6,) over the score and ATTRIBUTES."""
+def _checked_weights(weights: Mapping[str, float] | None, names: Sequence[str]) -> Tensor | None:
+    """Normalised weights over what the model can be asked for."""
     if weights is None:
         return None
-    names = ("score", *ATTRIBUTES)
     unknown = set(weights) - set(names)
     if unknown:
         raise ValueError(

@@ -32,11 +32,17 @@ class TableError(ValueError):
 
 
 class ScoreRow(NamedTuple):
-    """One scored image: ``path`` as `path_text` gives it, ``score`` and ``attributes`` in [0,1], `ATTRIBUTES` order."""
+    """One scored image: ``path`` as `path_text` gives it; all numbers are in [0,1]."""
 
     path: str
     score: float
-    attributes: tuple[float, ...]
+    attributes: tuple[float, ...]  # in the order of ATTRIBUTES
+    distortions: tuple[float, ...] = ()  # strengths in the order of DISTORTION_KEYS, where the model tells them
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The numbers in the order of the table's columns."""
+        return (self.score, *self.attributes, *self.distortions)
 
 
 def path_text(path: str | Path) -> str:
@@ -46,7 +52,12 @@ def path_text(path: str | Path) -> str:
 
 def rounded(row: ScoreRow) -> ScoreRow:
     """The row with its values at the table's six decimals."""
-    return ScoreRow(row.path, round(row.score, 6), tuple(round(value, 6) for value in row.attributes))
+    return _row_of(row.path, [round(value, 6) for value in row.values])
+
+
+def _row_of(path: str, values: Sequence[float]) -> ScoreRow:
+    score, rest = values[0], values[1:]
+    return ScoreRow(path, score, tuple(rest[: len(ATTRIBUTES)]), tuple(rest[len(ATTRIBUTES) :]))
 
 
 class ScoreTable:
@@ -60,6 +71,7 @@ class ScoreTable:
         path: the CSV file; created with its folders if it is not there.
         identity: what made the scores (``QualityReward.identity``); an existing table must have the same.
         version: of attriqa; recorded, not compared.
+        columns: the header: ``"path"`` and what the rows' ``values`` are.
 
     Attributes:
         rows: the table's rows by path, also those of earlier runs.
@@ -71,8 +83,9 @@ class ScoreTable:
         OSError: it cannot be read or written.
     """
 
-    def __init__(self, path: str | Path, identity: str, *, version: str) -> None:
+    def __init__(self, path: str | Path, identity: str, *, version: str, columns: Sequence[str] = COLUMNS) -> None:
         self.path = Path(path)
+        self.columns = tuple(columns)
         self.meta_path = Path(f"{path}.meta.json")
         self.errors_path = Path(f"{path}.errors.csv")
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,12 +101,12 @@ class ScoreTable:
             if not whole:
                 # First the meta file, then the header: a table without its meta file would be refused later.
                 write_json(
-                    self.meta_path, {"kind": _KIND, "identity": identity, "columns": COLUMNS, "version": version}
+                    self.meta_path, {"kind": _KIND, "identity": identity, "columns": self.columns, "version": version}
                 )
             self.errors = {path: reason for path, reason in self.errors.items() if path not in self.rows}
             self._file.truncate(whole)
             if not whole:
-                self._write(_encode(COLUMNS))
+                self._write(_encode(self.columns))
             self._write_errors()
         except BaseException:
             self._file.close()
@@ -109,7 +122,7 @@ class ScoreTable:
                 f"{self.path}: exists without {self.meta_path.name}, so what made it is unknown; "
                 "name another file, or move this one away"
             )
-        records, whole = _records(data, COLUMNS, self.path)
+        records, whole = _records(data, self.columns, self.path)
         if whole and made_by != identity:
             raise TableError(
                 f"{self.path}: its scores were made by {made_by}, these would be made by {identity}; "
@@ -120,7 +133,7 @@ class ScoreTable:
     def add(self, row: ScoreRow) -> ScoreRow:
         """Append one row; it is on its way to the disk when this returns. Gives the row as the table holds it."""
         kept = rounded(row)
-        self._write(_encode((kept.path, *(f"{value:.6f}" for value in (kept.score, *kept.attributes)))))
+        self._write(_encode((kept.path, *(f"{value:.6f}" for value in kept.values))))
         self.rows[kept.path] = kept
         self.errors.pop(kept.path, None)
         return kept
@@ -203,12 +216,12 @@ def _whole_length(data: bytes) -> int:
 
 def _row(record: Sequence[str], path: Path) -> ScoreRow:
     try:
-        score, *attributes = map(float, record[1:])
+        values = [float(value) for value in record[1:]]
     except ValueError:
-        score, attributes = math.nan, []
-    if not all(map(math.isfinite, (score, *attributes))):
+        values = [math.nan]
+    if not all(map(math.isfinite, values)):
         raise TableError(f"{path}: expected finite numbers beside {record[0]!r}, found {','.join(record[1:])}")
-    return ScoreRow(record[0], score, tuple(attributes))
+    return _row_of(record[0], values)
 
 
 def _made_by(meta_path: Path) -> str | None:

@@ -33,9 +33,9 @@ def develop(images: Tensor, knobs: Tensor) -> Tensor:
 
 def show(title: str, reward: QualityReward, images: Tensor) -> None:
     """Print the score and the attributes of one image."""
-    score, attributes, *_ = reward.assess(images)
-    values = ", ".join(f"{name} {value:.3f}" for name, value in zip(ATTRIBUTES, attributes[0].tolist(), strict=True))
-    print(f"{title}: score {score.item():.4f} ({values})")
+    assessment = reward.assess(images)
+    values = ", ".join(f"{name} {assessment.attribute(name).item():.3f}" for name in ATTRIBUTES)
+    print(f"{title}: score {assessment.score.item():.4f} ({values})")
 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

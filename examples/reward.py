@@ -20,5 +20,5 @@ with torch.no_grad():
     assessment = reward.assess(images)
 gradients = images.grad if images.grad is not None else torch.zeros_like(images)
 for row, name in enumerate(photos):
-    reasons = ", ".join(f"{a} {v:.2f}" for a, v in zip(ATTRIBUTES, assessment.attributes[row].tolist(), strict=True))
+    reasons = ", ".join(f"{attribute} {assessment.attribute(attribute)[row]:.2f}" for attribute in ATTRIBUTES)
     print(f"{name}: reward {rewards[row].item():.3f} ({reasons}), gradient norm {gradients[row].norm().item():.2e}")

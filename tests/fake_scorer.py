@@ -12,6 +12,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from attriqa import cli, images
+from attriqa.prompts import ATTRIBUTES
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,14 +22,21 @@ class Result(NamedTuple):
     score: float | None
     attributes: tuple[float, ...] | None
     error: str | None
+    distortions: tuple[float, ...] | None = None
 
 
 class FakeScorer:
-    """Scores a file by its mean red and its attributes by other moments; slow and interruptible on demand."""
+    """Scores a file by its mean red and its attributes by other moments; slow and interruptible on demand.
 
-    def __init__(self, identity: str = "fake-0123456789ab/full", delay: float = 0.0) -> None:
+    ``distortions``: it also tells two of them, from green and blue.
+    """
+
+    def __init__(
+        self, identity: str = "fake-0123456789ab/full", delay: float = 0.0, *, distortions: bool = False
+    ) -> None:
         self.identity = identity
         self.delay = delay
+        self.names = ("score", *ATTRIBUTES, *(("jpeg", "white_noise") if distortions else ()))
         self.asked: list[str] = []
 
     def score_files(self, paths: Iterable[str | Path], *, threads: int | None = None) -> Iterator[Result]:
@@ -42,7 +50,8 @@ class FakeScorer:
             else:
                 red, green, blue = picture.mean((1, 2)).tolist()
                 spread = min(1.0, picture.std().item())
-                yield Result(str(path), red, (spread, green, blue, 1 - spread, abs(red - blue)), None)
+                found = (green, blue) if len(self.names) > 6 else None
+                yield Result(str(path), red, (spread, green, blue, 1 - spread, abs(red - blue)), None, found)
 
 
 def paint(folder: Path, count: int) -> Path:

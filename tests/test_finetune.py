@@ -147,6 +147,7 @@ def test_unknown_flags_and_wrong_folders_are_refused(data: list[str], tmp_path: 
     done = run(*PLAIN, *data, "--out", str(tmp_path / "out"), "--data", f"clive={tmp_path}")
     assert done.returncode != 0
     assert "the layout of CLIVE is" in done.stderr
+    assert "Traceback" not in done.stderr
     done = run(*PLAIN, *data, "--out", str(tmp_path / "out"), "--protocol", "official")
     assert done.returncode != 0
     assert "expected an official split" in done.stderr

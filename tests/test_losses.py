@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
-from attriqa.losses import margin_ranking, quality_ranking, ramp_ranking, score_loss
+from attriqa.losses import margin_ranking, quality_ranking, ramp_ranking, score_loss, strength_loss
 from attriqa.prompts import ATTRIBUTES
 
 
@@ -124,3 +126,30 @@ def test_score_loss_is_quadratic_near_and_linear_far() -> None:
     assert far[2] - far[1] == pytest.approx(far[1] - far[0], rel=1e-3)
     assert far[1] - far[0] == pytest.approx(1.0, rel=1e-3)
     torch.testing.assert_close(score_loss(torch.logit(mos + 0.2), mos), score_loss(torch.logit(mos - 0.2), mos))
+
+
+def test_strength_loss_is_cross_entropy_with_soft_targets() -> None:
+    generator = torch.Generator().manual_seed(0)
+    predicted, strengths = torch.rand(2, 4, 25, generator=generator)
+    expected = 0.0
+    for p, target in zip(predicted.flatten().tolist(), strengths.flatten().tolist(), strict=True):
+        expected -= target * math.log(p) + (1 - target) * math.log(1 - p)
+    assert strength_loss(predicted, strengths).item() == pytest.approx(expected / 100, rel=1e-5)
+
+
+def test_strength_loss_is_least_at_the_truth_and_finite_at_the_edges() -> None:
+    strengths = torch.tensor([[0.0, 0.2, 0.6, 1.0]])
+    best = strength_loss(strengths, strengths)
+    for change in (-0.1, 0.1):
+        assert strength_loss((strengths + change).clamp(0, 1), strengths) > best
+    wrong = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    loss = strength_loss(wrong.bfloat16(), torch.tensor([[0.0, 1.0]]))
+    loss.backward()
+    assert loss.isfinite()
+    assert wrong.grad is not None
+    assert wrong.grad.isfinite().all()
+
+
+def test_strength_loss_refuses_another_shape() -> None:
+    with pytest.raises(ValueError, match=r"strengths: expected the shape of predicted, \(2, 25\), got \(25,\)"):
+        strength_loss(torch.rand(2, 25), torch.rand(25))

@@ -70,8 +70,15 @@ def test_assess_says_the_score_and_five_attributes(reward: QualityReward) -> Non
     batch = pictures(3)
     assessment = reward.assess(batch)
     assert torch.equal(assessment.score, reward(batch))
+    assert assessment.attributes is not None
     assert assessment.attributes.shape == (3, len(ATTRIBUTES))
     assert assessment.attributes.dtype == torch.float32
+    for index, name in enumerate(ATTRIBUTES):
+        assert torch.equal(assessment.attribute(name), assessment.attributes[:, index])
+    with pytest.raises(ValueError, match=r"expected one of sharpness, .* got 'sharpnes'"):
+        assessment.attribute("sharpnes")
+    with pytest.raises(ValueError, match="tells no attributes, so no contrast"):
+        assessment._replace(attributes=None).attribute("contrast")
     assert ((assessment.attributes >= 0) & (assessment.attributes <= 1)).all()
     assert assessment.distortions is None
     assert assessment.attribute_probs is None
@@ -81,8 +88,11 @@ def test_assess_says_the_score_and_five_attributes(reward: QualityReward) -> Non
 def test_a_batch_scores_as_its_images_one_by_one_in_any_order(weights: Path, view: View) -> None:
     reward = QualityReward(weights, view=view)
     batch = pictures(7)
-    together = torch.cat([reward(batch)[:, None], reward.assess(batch).attributes], 1)
-    single = [torch.cat([reward(image[None])[:, None], reward.assess(image[None]).attributes], 1) for image in batch]
+
+    def told(images: Tensor) -> Tensor:
+        return torch.stack([reward(images), *(reward.assess(images).attribute(name) for name in ATTRIBUTES)], 1)
+
+    together, single = told(batch), [told(image[None]) for image in batch]
     torch.testing.assert_close(torch.cat(single), together, rtol=0, atol=1e-5)
     order = torch.tensor([3, 0, 6, 5, 1, 2, 4])
     torch.testing.assert_close(reward(batch[order]), together[order, 0], rtol=0, atol=1e-5)
@@ -254,7 +264,7 @@ def test_ten_steps_uphill_raise_every_reward(weights: Path) -> None:
 def test_attribute_weights_are_a_normalised_sum(weights: Path, reward: QualityReward) -> None:
     batch = pictures(3)
     said = reward.assess(batch)
-    attributes = dict(zip(ATTRIBUTES, said.attributes.unbind(1), strict=True))
+    attributes = {name: said.attribute(name) for name in ATTRIBUTES}
     for given, expected in (
         ({"score": 1}, said.score),
         ({}, said.score),
@@ -263,7 +273,7 @@ def test_attribute_weights_are_a_normalised_sum(weights: Path, reward: QualityRe
         ({"sharpness": 0.5}, (said.score + 0.5 * attributes["sharpness"]) / 1.5),
         ({"score": 0, "noisiness": 3}, attributes["noisiness"]),
         ({"score": 0, "contrast": 1, "brightness": -3}, (attributes["contrast"] - 3 * attributes["brightness"]) / 4),
-        (dict.fromkeys(ATTRIBUTES, 1), (said.score + said.attributes.sum(1)) / 6),
+        (dict.fromkeys(ATTRIBUTES, 1), (said.score + sum(attributes.values())) / 6),
     ):
         found = QualityReward(weights, attribute_weights=cast("dict[str, float]", given))
         torch.testing.assert_close(found(batch), expected, rtol=0, atol=1e-6)
@@ -418,7 +428,7 @@ def test_files_score_in_the_order_given_and_bad_ones_say_why(reward: QualityRewa
         assert row.score == pytest.approx(expected.score.item(), abs=0.005)
         assert row.attributes is not None
         # The random net's attributes reach from 0 to 1 over these images: steeper than the default's, see below.
-        assert row.attributes == pytest.approx(expected.attributes[0].tolist(), abs=0.1)
+        assert row.attributes == pytest.approx([expected.attribute(name).item() for name in ATTRIBUTES], abs=0.1)
 
 
 def test_threads_change_no_row(reward: QualityReward, folder: list[Path]) -> None:
@@ -490,7 +500,7 @@ def test_a_wrong_number_of_threads_is_refused(reward: QualityReward, folder: lis
 
 
 def test_a_row_is_a_plain_tuple() -> None:
-    assert FileScore("a.png", None, None, "why") == ("a.png", None, None, "why")
+    assert FileScore("a.png", None, None, "why") == ("a.png", None, None, "why", None)
 
 
 # The weights inside the package
@@ -512,7 +522,7 @@ def test_the_default_keeps_the_contract_on_real_photos(default: QualityReward, p
         batch = as_batch(photo)
         exact = default.assess(batch)
         assert (narrow(batch) - exact.score).abs().item() < 0.01
-        assert ((exact.attributes >= 0) & (exact.attributes <= 1)).all()
+        assert all(0 <= exact.attribute(name).item() <= 1 for name in ATTRIBUTES)
         found = gradient(default, batch)
         assert found.isfinite().all()
         assert found.abs().max() > 1e-5
@@ -526,19 +536,19 @@ def test_the_default_says_the_same_of_a_file_and_its_pixels(
         (row,) = default.score_files([tmp_path / "photo.png"])
         exact = default.assess(as_batch(photo))
         assert row.score == pytest.approx(exact.score.item(), abs=0.005)
-        assert row.attributes == pytest.approx(exact.attributes[0].tolist(), abs=0.02)
+        assert row.attributes == pytest.approx([exact.attribute(name).item() for name in ATTRIBUTES], abs=0.02)
 
 
 def test_the_default_sees_what_was_done_to_a_photo(default: QualityReward, photos: list[NDArray[np.uint8]]) -> None:
     """The head of each ramp falls and rises with it."""
     for photo in photos:
         batch = images.resize_shorter(as_batch(photo), 300)
-        for index, attribute in enumerate(ATTRIBUTES):
+        for attribute in ATTRIBUTES:
             low, high = (
                 default.assess(apply_ramp(batch, attribute, torch.tensor([level]), torch.Generator().manual_seed(0)))
                 for level in (0.1, 0.9)
             )
-            assert low.attributes[0, index] < high.attributes[0, index], attribute
+            assert low.attribute(attribute) < high.attribute(attribute), attribute
 
 
 @pytest.mark.parametrize("index", range(3))

@@ -28,6 +28,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -108,15 +109,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = smoke(config)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # or torchrun's processes count as lone ones
     torch.set_float32_matmul_precision("high")
-    plan = folds.make_plan(
-        config.data,
-        config.test or (),
-        protocol=config.protocol,
-        splits=config.splits,
-        fraction=config.fraction,
-        smoke=config.smoke,
-    )
-    ramps = ramp_photos(config)
+    try:
+        plan = folds.make_plan(
+            config.data,
+            config.test or (),
+            protocol=config.protocol,
+            splits=config.splits,
+            fraction=config.fraction,
+            smoke=config.smoke,
+        )
+        ramps = ramp_photos(config)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     if accelerator.is_main_process:
         claim_folder(config.out, config)
     accelerator.wait_for_everyone()
@@ -271,9 +275,7 @@ def end_to_end(run: Run, net: AttributeNet) -> None:
         [{"params": encoder}, {"params": others}], lr=config.lr, weight_decay=config.weight_decay
     )
     net.to(accelerator.device).to(memory_format=torch.channels_last)
-    average = torch.optim.swa_utils.AveragedModel(
-        net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.average)
-    )
+    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.average))
     crops = RandomCrops(run.plan.train_paths(fold), net.config.shorter_edge, net.config.crop, config.seed)
     groups = RampGroups(run.ramp_train, 224, config.ramp_levels, config.seed)
     state, first = run.folder / "state.safetensors", 0
@@ -281,7 +283,6 @@ def end_to_end(run: Run, net: AttributeNet) -> None:
     identity = {**as_dict(config), "fold": fold.name}
     if state.exists():
         first = load_state(state, modules, optimizer, config=identity)["epoch"]
-    mos = run.plan.mos[fold.train]
     model, optimizer, loader = accelerator.prepare(
         Readout(net), optimizer, DataLoader(crops, config.batch, num_workers=config.workers, drop_last=True)
     )
@@ -289,24 +290,17 @@ def end_to_end(run: Run, net: AttributeNet) -> None:
         set_seed(config.seed + epoch)  # dropout
         crops.start_epoch(epoch)
         groups.start_epoch(epoch)
-        train_epoch(run, epoch, model, average, optimizer, loader, groups, mos)
+        train_epoch(run, epoch, model, average, optimizer, loader, groups)
         if accelerator.is_main_process:
             save_state(state, modules, optimizer.optimizer, {"epoch": epoch + 1, "config": identity})
     net.load_state_dict(average.module.state_dict())
 
 
 def train_epoch(
-    run: Run,
-    epoch: int,
-    model: nn.Module,
-    average: torch.optim.swa_utils.AveragedModel,
-    optimizer: Any,
-    loader: Any,
-    ramps: RampGroups,
-    mos: Tensor,
+    run: Run, epoch: int, model: nn.Module, average: AveragedModel, optimizer: Any, loader: Any, ramps: RampGroups
 ) -> None:
     """One pass over the training photos, with two ramps a step."""
-    config, accelerator, name = run.config, run.accelerator, run.fold.name
+    config, accelerator, name, mos = run.config, run.accelerator, run.fold.name, run.plan.mos[run.fold.train]
     net = accelerator.unwrap_model(model).net
     net.train()
     net.backbone.eval()  # BatchNorm keeps ImageNet's statistics

@@ -1,17 +1,19 @@
-"""AttributeNet, the flagship: one encoder, five attribute heads, a quality regressor."""
+"""AttributeNet, the flagship: one encoder, five attribute heads, a distortion head, a quality regressor."""
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attriqa.assessment import Assessment
+from attriqa.distortions import DISTORTION_KEYS
 from attriqa.models.backbones import COMPACT, Backbone
 from attriqa.prompts import ATTRIBUTES
 
+PROBS = 5 * len(DISTORTION_KEYS)  # attribute probabilities: five to a distortion (ExIQA)
 _EPS = 1e-5  # under the square root of a map's variance: its gradient stays finite on constant images
 
 
@@ -32,14 +34,29 @@ class AttributeNetConfig:
     feature_dropout: float = 0.0  # on what the regressor sees, in training
     shorter_edge: int = 340
     crop: int = 320
+    distortion_width: int = 0  # hidden features of the distortion head; 0: the net has none
+    regressor_reads: Literal["features", "attributes", "both"] = "features"  # the heads' features, attribute_probs
+
+    def __post_init__(self) -> None:
+        if self.regressor_reads not in ("features", "attributes", "both"):
+            raise ValueError(f"regressor_reads: expected features, attributes or both, got {self.regressor_reads!r}")
+        if self.regressor_reads != "features" and not self.distortion_width:
+            raise ValueError(f"regressor_reads: {self.regressor_reads} needs a distortion head, distortion_width is 0")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "AttributeNetConfig":
-        """Rebuild from JSON; unknown or missing fields are refused."""
+        """Rebuild from JSON; unknown or missing fields are refused, those that older checkpoints lack apart."""
         names = {field.name for field in dataclasses.fields(cls)}
-        if set(values) != names:
-            raise ValueError(f"config: expected the fields {sorted(names)}, differing: {sorted(names ^ set(values))}")
+        if set(values) | _LATER_FIELDS != names:
+            differing = sorted((names ^ set(values)) - (_LATER_FIELDS - set(values)))
+            raise ValueError(f"config: expected the fields {sorted(names)}, differing: {differing}")
         return cls(**{**values, "taps": tuple(values["taps"])})
+
+
+_LATER_FIELDS = {
+    "distortion_width",
+    "regressor_reads",
+}  # not in checkpoints before 0.2; their defaults are what those were
 
 
 COMPACT_CONFIG = AttributeNetConfig(
@@ -85,10 +102,12 @@ class AttributeNet(nn.Module):
         self.register_buffer("attribute_shift", torch.zeros(len(ATTRIBUTES)))
         self.register_buffer("attribute_scale", torch.ones(len(ATTRIBUTES)))
         hidden = config.regressor_width
+        self.distortion_head = DistortionHead(pooled, config.distortion_width) if config.distortion_width else None
+        seen = {"features": features, "attributes": PROBS, "both": features + PROBS}[config.regressor_reads]
         self.regressor = nn.Sequential(
             nn.Dropout(config.feature_dropout),
-            *([nn.Linear(features, hidden), nn.ReLU()] if hidden else []),
-            nn.Linear(hidden or features, 1),
+            *([nn.Linear(seen, hidden), nn.ReLU()] if hidden else []),
+            nn.Linear(hidden or seen, 1),
         )
 
     def pool(self, images: Tensor) -> Tensor:
@@ -105,16 +124,26 @@ class AttributeNet(nn.Module):
 
     def read(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Standardised statistics (B, D) -> score logits (B,) and raw attribute outputs (B, 5), both unbounded."""
+        return self._read(pooled, None if self.distortion_head is None else self.distortion_head(pooled).probs)
+
+    def _read(self, pooled: Tensor, probs: Tensor | None) -> tuple[Tensor, Tensor]:
         features = F.relu(self.heads_in(self.pooled_dropout(pooled)))  # (B, 5 * head_width)
         raw = [head(x) for head, x in zip(self.heads_out, features.chunk(len(ATTRIBUTES), 1), strict=True)]
+        reads = self.config.regressor_reads
+        if probs is not None and reads != "features":
+            features = probs if reads == "attributes" else torch.cat([features, probs], 1)
         return self.regressor(features).squeeze(1), torch.cat(raw, 1)
 
     def forward(self, images: Tensor) -> Assessment:
         """Assess (B, 3, H, W) sRGB images in [0, 1], at the size they come; nothing is checked or resized here."""
         pooled = self.pool(images)
         with torch.autocast(images.device.type, enabled=False):  # a score needs more digits than bf16 has
-            logit, raw = self.read(pooled)
-        return Assessment(torch.sigmoid(logit), squash((raw - self.attribute_shift) / self.attribute_scale))
+            found = None if self.distortion_head is None else self.distortion_head(pooled)
+            logit, raw = self._read(pooled, None if found is None else found.probs)
+        attributes = squash((raw - self.attribute_shift) / self.attribute_scale)
+        if found is None:
+            return Assessment(torch.sigmoid(logit), attributes)
+        return Assessment(torch.sigmoid(logit), attributes, found.strengths, found.probs)
 
     @torch.no_grad()
     def calibrate_attributes(self, raw: Tensor) -> None:
@@ -128,6 +157,32 @@ class AttributeNet(nn.Module):
         )
         self.attribute_shift.copy_(middle)
         self.attribute_scale.copy_(((high - low) / (2 * _DECILE)).clamp(min=1e-3))
+
+
+class Found(NamedTuple):
+    """What a distortion head says of B images."""
+
+    strengths: Tensor  # (B, 25) in [0, 1], in the order of DISTORTION_KEYS
+    probs: Tensor  # (B, 125) attribute probabilities, five to a distortion
+
+
+class DistortionHead(nn.Module):
+    """Pooled statistics -> 125 attribute probabilities -> 25 strengths (ExIQA, equations 6 and 7, without its texts).
+
+    A strength is the weighted mean of its five attributes' probabilities; the weights are a softmax of free logits,
+    and start uniform.
+    """
+
+    def __init__(self, pooled: int, width: int) -> None:
+        super().__init__()
+        self.attributes = nn.Sequential(nn.Linear(pooled, width), nn.ReLU(), nn.Dropout(0.5), nn.Linear(width, PROBS))
+        self.weights = nn.Parameter(torch.zeros(len(DISTORTION_KEYS), PROBS // len(DISTORTION_KEYS)))
+
+    def forward(self, pooled: Tensor) -> Found:
+        """Standardised statistics (B, D) -> strengths and probabilities."""
+        probs = torch.sigmoid(self.attributes(pooled))
+        weighted = probs.unflatten(1, self.weights.shape) * self.weights.softmax(1)
+        return Found(weighted.sum(2), probs)
 
 
 _DECILE = 4 / 3  # squash(4/3) = 0.9
