@@ -1,4 +1,4 @@
-"""The ``attriqa`` command: ``attriqa score`` for files and folders of images, ``attriqa demo`` for a first look.
+"""The ``attriqa`` command: ``score`` for files and folders of images, ``explain`` for one, ``demo`` for a first look.
 
 Exit status: 0 all scored; 1 an image could not be scored, or a result could not be written; 2 the command was wrong;
 130 interrupted; 141 the reader of the table went away. Nothing heavy is imported before the command line is understood.
@@ -34,6 +34,9 @@ With --csv F, files that cannot be scored are listed in F.errors.csv and tried a
 F.meta.json says which weights and view made the table: it never takes another model's scores.
 The page of --report takes about 6 MB per 1,000 images.
 """
+
+
+_OVERLAY_SIDE = 1080  # px; an overlay is to be looked at, and a map has no more detail than the model's view
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,6 +96,55 @@ def _run_score(args: argparse.Namespace) -> int:
     return scoring.run(job, functools.partial(make_scorer, args), version=attriqa.__version__)
 
 
+def _run_explain(args: argparse.Namespace) -> int:
+    from PIL import Image
+
+    from attriqa import explain, images
+    from attriqa.distortions import DISTORTION_KEYS
+    from attriqa.prompts import ATTRIBUTES
+    from attriqa.recipe import atomic_path
+    from attriqa.report import printable
+
+    image_path, out = Path(args.image), args.out
+    if not image_path.is_file():
+        raise CommandError(
+            f"{args.image}: expected an image file, found {'a folder' if image_path.is_dir() else 'none'}"
+        )
+    if out.is_dir():
+        raise CommandError(f"--out {out}: expected a file, found a folder")
+    if out.resolve() == image_path.resolve():
+        raise CommandError(f"--out {out}: is also the input")
+    try:
+        explain.find_output(args.of)
+        scorer = make_scorer(args)
+        explain.find_output(args.of, scorer.names[1 + len(ATTRIBUTES) :])
+    except ValueError as error:
+        raise CommandError(f"--{error}") from None
+    said = next(iter(scorer.score_files([image_path])))
+    if said.score is None or said.attributes is None:
+        print(f"{printable(args.image)}: {printable(said.error or 'the model gave no score')}", file=sys.stderr)
+        return 1
+    picture = images.read(image_path)[None]
+    if min(picture.shape[2:]) > _OVERLAY_SIDE:
+        picture = images.resize_shorter(picture, _OVERLAY_SIDE)
+    found = explain.saliency(scorer.model, picture.to(args.device), args.of)[0]
+    with atomic_path(out) as temporary:
+        Image.fromarray(explain.overlay(picture[0], found)).save(temporary, format="PNG")
+    what = (
+        f"it sees {args.of}"
+        if args.of in DISTORTION_KEYS
+        else f"{'the score' if args.of == 'score' else args.of} is lost"
+    )
+    print(f"{printable(args.image)}: score {said.score:.3f}\nwhy: {explain.why(said.attributes, said.distortions)}")
+    shown = (
+        f"coloured where {what}, brightest where most"
+        if found.any()
+        else f"all gray: nowhere more than elsewhere {what}"
+    )
+    print(f"where: {printable(str(out))}, {shown}")
+    return 0
+
+
 def _run_demo(args: argparse.Namespace) -> int:
     if args.out.is_dir():
         raise CommandError(f"--out {args.out}: expected a file, found a folder")
@@ -110,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"attriqa {attriqa.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_score(commands)
+    _add_explain(commands)
     _add_demo(commands)
     return parser
 
@@ -130,6 +183,28 @@ def _add_score(commands: Any) -> None:
     parser.add_argument("--report", type=_file(".html"), metavar="F.html", help="write a page with thumbnails and bars")
     _add_scorer(parser)
     parser.set_defaults(command=_run_score)
+
+
+def _add_explain(commands: Any) -> None:
+    parser = commands.add_parser(
+        "explain",
+        help="say why an image got its score, and show where",
+        description="Say why an image got its score, and write a picture that shows where: the image in gray, and in "
+        "colour what lowers the score or an attribute, or what raises the strength of a distortion.",
+        allow_abbrev=False,
+    )
+    picture = Path("attriqa-explain.png")
+    parser.add_argument("image", metavar="IMAGE", help="image file")
+    parser.add_argument(
+        "--of",
+        default="score",
+        metavar="NAME",
+        help="what to show: score, an attribute (sharpness, ...), or, where the model tells them, a distortion (jpeg, "
+        "...) [score]",
+    )
+    parser.add_argument("--out", type=_file(".png"), default=picture, metavar="F.png", help=f"the picture [{picture}]")
+    _add_scorer(parser)
+    parser.set_defaults(command=_run_explain)
 
 
 def _add_demo(commands: Any) -> None:

@@ -23,6 +23,9 @@ from attriqa.prompts import ATTRIBUTES
 from attriqa.recipe import atomic_path
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
     from torch import Tensor
 
 THUMBNAIL_SIDE = 192
@@ -81,6 +84,7 @@ def write_report(
     errors: Sequence[tuple[str, str]] = (),
     threads: int = 2,
     advance: Callable[[], object] | None = None,
+    where: "Callable[[ReportRow], NDArray[np.uint8] | None] | None" = None,
 ) -> None:
     """Write the page, whole or not at all.
 
@@ -94,13 +98,17 @@ def write_report(
         errors: (path, reason) of each file that could not be scored.
         threads: how many thumbnails are decoded at a time.
         advance: called after each row, for a progress bar.
+        where: gives a row's picture with what lowers its score in colour, ``(H, W, 3)`` (`attriqa.explain.overlay`),
+            or ``None`` where there is none to show; a box on the page, ticked, puts it in the thumbnail's place.
 
     Raises:
         ValueError: a row's score or attribute is not a number in [0,1], or the number of attributes is wrong.
     """
     for row in rows:
         _check(row)
-    head, tail = _frame(rows, title=title, identity=identity, version=version, lead=lead, errors=errors)
+    head, tail = _frame(
+        rows, title=title, identity=identity, version=version, lead=lead, errors=errors, where=where is not None
+    )
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.write(head)
         thumbnails = _in_order(_thumbnail, rows, threads)
@@ -110,7 +118,8 @@ def write_report(
                 file.write(f'<tr class="group" role="row"><th role="cell">{_text(group)}</th></tr>\n')
             reference = None
             for row in members:
-                file.write(_row(row, next(thumbnails), reference))
+                picture = next(thumbnails) + (_explained(where(row)) if where is not None else "")
+                file.write(_row(row, picture, reference))
                 reference = reference or (row if group is not None else None)
                 if advance is not None:
                     advance()
@@ -134,6 +143,7 @@ def _frame(
     version: str,
     lead: str,
     errors: Sequence[tuple[str, str]],
+    where: bool,
 ) -> tuple[str, str]:
     """What comes before and after the rows."""
     # Over pictures that are compared section by section, a mean or a histogram would say nothing.
@@ -161,6 +171,7 @@ def _frame(
         "heads": heads,
         "compare": ' class="compare"' if compare else "",
         "attribute_count": str(len(ATTRIBUTES)),
+        "where": '<label><input id="where" type="checkbox"> show where the score is lost</label>' if where else "",
     }
     template = resources.files("attriqa").joinpath("report_template.html").read_text(encoding="utf-8")
     # One pass over the template alone: a file name that looks like a placeholder stays what it is.
@@ -284,12 +295,21 @@ def _thumbnail(row: ReportRow) -> str:
     except images.ImageError:
         return "<span></span>"
     pixels = tensor.detach().float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()  # (H, W, 3)
-    picture = Image.fromarray(pixels)
+    return _img(Image.fromarray(pixels))
+
+
+def _explained(pixels: "NDArray[np.uint8] | None") -> str:
+    from PIL import Image
+
+    return "" if pixels is None else _img(Image.fromarray(pixels), ' class="where"')
+
+
+def _img(picture: "Image.Image", kind: str = "") -> str:
     picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     jpeg = io.BytesIO()
     picture.save(jpeg, "JPEG", quality=78, optimize=True)
     data = base64.b64encode(jpeg.getvalue()).decode("ascii")
-    return f'<img alt="" width="{picture.width}" height="{picture.height}" src="data:image/jpeg;base64,{data}">'
+    return f'<img{kind} alt="" width="{picture.width}" height="{picture.height}" src="data:image/jpeg;base64,{data}">'
 
 
 def _in_order(make: Callable[[ReportRow], str], rows: Iterable[ReportRow], threads: int) -> Iterator[str]:

@@ -17,6 +17,9 @@ from attriqa.report import ReportRow, printable, write_report
 from attriqa.tables import COLUMNS, ScoreRow, ScoreTable, TableError, path_text, rounded
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from attriqa.reward import FileScore, QualityReward
 
 _SHORT = ("score", "sharp", "contr", "bright", "color", "noise")
@@ -63,7 +66,7 @@ def run(job: Job, make_scorer: "Callable[[], QualityReward]", *, version: str) -
     results = _Results(wanted)
     if job.csv is not None:
         try:
-            results.table = ScoreTable(job.csv, scorer.identity, version=version)
+            results.table = ScoreTable(job.csv, scorer.identity, version=version, columns=("path", *scorer.names))
         except TableError as error:
             raise CommandError(str(error)) from None
         results.rows = {text: row for text, row in results.table.rows.items() if text in wanted}
@@ -143,8 +146,8 @@ class _Results:
     def _take(self, text: str, result: "FileScore") -> ScoreRow | None:
         reason = result.error
         if reason is None and result.score is not None and result.attributes is not None:
-            row = ScoreRow(text, result.score, tuple(result.attributes))
-            if all(map(math.isfinite, (row.score, *row.attributes))):
+            row = ScoreRow(text, result.score, tuple(result.attributes), tuple(result.distortions or ()))
+            if all(map(math.isfinite, row.values)):
                 self.rows[text] = self.table.add(row) if self.table is not None else rounded(row)
                 return self.rows[text]
             reason = "the model gave no finite score"
@@ -236,7 +239,7 @@ def _finish(job: Job, results: _Results, screen: _Screen, scorer: "QualityReward
     for line in _summary(job, results, scorer.identity):
         screen.line(line)
     if job.report is not None:
-        _write_page(job.report, job, results, scorer.identity, version)
+        _write_page(job.report, job, results, scorer, version)
     return 1 if results.errors else 0
 
 
@@ -251,7 +254,7 @@ def _as_json(results: _Results, scorer: "QualityReward", version: str) -> dict[s
         "failed": len(results.errors),
         "mean": statistics.fmean(scores) if scores else None,
         "median": statistics.median(scores) if scores else None,
-        "rows": [dict(zip(COLUMNS, (row.path, row.score, *row.attributes), strict=True)) for row in rows],
+        "rows": [dict(zip(("path", *scorer.names), (row.path, *row.values), strict=True)) for row in rows],
         "errors": [{"path": path, "error": reason} for path, reason in results.errors.items()],
     }
 
@@ -270,17 +273,19 @@ def _summary(job: Job, results: _Results, identity: str) -> list[str]:
             lines += [
                 f"{name if n == 0 else '':<7}{row.score:.3f}  {printable(row.path)}" for n, row in enumerate(members)
             ]
-    fresh = len(rows) - results.earlier + len(results.errors)
+    fresh = len(rows) - results.earlier
     if fresh and results.seconds:
         lines.append(f"{fresh / results.seconds:.1f} images/s")
     lines.append(f"scores by {identity}")
     return lines
 
 
-def _write_page(path: Path, job: Job, results: _Results, identity: str, version: str) -> None:
+def _write_page(path: Path, job: Job, results: _Results, scorer: "QualityReward", version: str) -> None:
     from tqdm import tqdm
 
-    rows = [ReportRow(results.wanted[row.path], row.score, row.attributes) for row in results.in_order()]
+    rows = [
+        ReportRow(results.wanted[row.path], row.score, row.attributes, note=_reasons(row)) for row in results.in_order()
+    ]
     first = Path(job.paths[0])
     title = f"Scores of {first.resolve().name if str(first) in {'.', '..'} else first}"
     if len(job.paths) > 1:
@@ -290,10 +295,38 @@ def _write_page(path: Path, job: Job, results: _Results, identity: str, version:
             path,
             rows,
             title=title,
-            identity=identity,
+            identity=scorer.identity,
             version=version,
             errors=list(results.errors.items()),
             threads=job.threads or min(8, os.cpu_count() or 1),
             advance=bar.update,
+            where=_where(scorer),
         )
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)", file=sys.stderr)
+
+
+def _reasons(row: ScoreRow) -> str | None:
+    """Why, in words; ``None``, the page's own line, where nothing stands out."""
+    from attriqa.explain import NOTHING, why
+
+    words = why(row.attributes, row.distortions or None)
+    return None if words == NOTHING else f"why: {words}"
+
+
+def _where(scorer: "QualityReward") -> "Callable[[ReportRow], NDArray[np.uint8] | None] | None":
+    """What `write_report` asks for the pictures that show where; ``None`` for a scorer without a model to look into."""
+    from attriqa import explain, images
+    from attriqa.reward import QualityReward
+
+    if not isinstance(scorer, QualityReward):
+        return None
+
+    def where(row: ReportRow) -> "NDArray[np.uint8] | None":
+        try:
+            picture = images.read(row.path, shorter_edge=scorer.model.config.shorter_edge)
+        except images.ImageError:
+            return None
+        found = explain.saliency(scorer.model, picture[None].to(scorer.model.pooled_mean.device))[0]
+        return explain.overlay(picture, found)
+
+    return where

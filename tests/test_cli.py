@@ -9,15 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from attriqa import __version__, cli
+from attriqa import ATTRIBUTES, __version__, cli
+from attriqa.explain import why
 from attriqa.tables import COLUMNS
 
 if TYPE_CHECKING:
+    from tests import small_net
     from tests.fake_scorer import FakeScorer, Result, environment, paint, table
 else:
+    import small_net
     from fake_scorer import FakeScorer, Result, environment, paint, table
 
 
@@ -250,11 +254,86 @@ def test_no_such_model_or_device(
     assert err.count("\n") == 1
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_net.save(tmp_path_factory.mktemp("weights") / "small.safetensors")
+
+
+def explained(*arguments: object) -> int:
+    try:
+        return cli.main(["explain", *map(str, arguments)])
+    except SystemExit as end:  # argparse
+        return int(str(end.code))
+
+
+def test_explain_says_why_and_shows_where(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 255, (50, 70, 3), np.uint8)
+    Image.fromarray(pixels).save("photo.png")
+    assert score("photo.png", "--model", checkpoint, "--json", "s.json") == 0
+    told = json.loads(Path("s.json").read_text())["rows"][0]
+    capsys.readouterr()
+    shown = {}
+    for of in ("score", "brightness"):
+        assert explained("photo.png", "--model", checkpoint, "--of", of, "--out", f"new/{of}.png") == 0
+        out, err = capsys.readouterr()
+        lines = out.splitlines()
+        assert lines[0] == f"photo.png: score {told['score']:.3f}"
+        assert lines[1] == f"why: {why([told[name] for name in ATTRIBUTES])}"
+        assert lines[2].startswith(
+            f"where: new/{of}.png, coloured where {'the score' if of == 'score' else of} is lost"
+        )
+        assert (len(lines), err) == (3, "")
+        with Image.open(f"new/{of}.png") as picture:
+            assert picture.size == (70, 50)
+            shown[of] = np.asarray(picture)
+    assert not np.array_equal(shown["score"], shown["brightness"])
+    assert np.ptp(shown["score"].astype(int), axis=2).max() > 30
+    assert explained("photo.png", "--model", checkpoint) == 0
+    assert Path("attriqa-explain.png").read_bytes() == Path("new/score.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("gone.png",), 2, "gone.png: expected an image file, found none"),
+        (("photos",), 2, "photos: expected an image file, found a folder"),
+        (("photos/000.png", "--of", "sharpnes"), 2, "did you mean 'sharpness'?"),
+        (("photos/000.png", "--of", "jpeg"), 2, "as this model tells no distortions; got 'jpeg'"),
+        (("photos/000.png", "--out", "a.jpg"), 2, "expected a name that ends in .png, got 'a.jpg'"),
+        (("photos/000.png", "--out", "photos/../photos/000.png"), 2, "photos/../photos/000.png: is also the input"),
+        (("photos/000.png", "--out", "folder.png"), 2, "--out folder.png: expected a file, found a folder"),
+        (("photos/004.png",), 1, "photos/004.png: "),
+        (("photos/000.png", "--out", "photos/000.png/a.png"), 1, "photos/000.png"),
+        ((), 2, "the following arguments are required: IMAGE"),
+    ],
+)
+def test_what_cannot_be_explained_is_one_line_and_touches_nothing(
+    checkpoint: Path,
+    photos: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    status: int,
+    message: str,
+) -> None:
+    Path("folder.png").mkdir()
+    before = {path: path.read_bytes() if path.is_file() else b"" for path in sorted(Path().rglob("*"))}
+    assert explained(*arguments, "--model", checkpoint) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1, err
+    assert {path: path.read_bytes() if path.is_file() else b"" for path in sorted(Path().rglob("*"))} == before
+
+
 def test_help_and_version_do_not_wait_for_torch() -> None:
     code = """if True:
         import contextlib, io, sys
         from attriqa import cli
-        for words in (["--help"], ["score", "--help"], ["demo", "--help"], ["--version"], ["score"]):
+        helps = [[command, "--help"] for command in ("score", "explain", "demo")]
+        for words in (["--help"], *helps, ["--version"], ["score"]):
             with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):
                 cli.main(words)
         heavy = {"torch", "timm", "PIL", "scipy", "tqdm"} & set(sys.modules)

@@ -2,15 +2,21 @@
 
 import base64
 import html
+import io
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from attriqa import images
+from attriqa.distortions import DISTORTION_KEYS
+from attriqa.explain import why
 from attriqa.prompts import ATTRIBUTES
 from attriqa.report import THUMBNAIL_SIDE, ReportRow, printable, write_report
 
@@ -319,3 +325,37 @@ def test_page_without_images(browser: "Browser", tmp_path: Path) -> None:
 def test_printable(text: str, expected: str) -> None:
     assert printable(text) == expected
     assert html.escape(expected) == expected
+
+
+def test_a_box_shows_where_the_score_is_lost(browser: "Browser", tmp_path: Path) -> None:
+    members = rows()[:3]
+    red = np.zeros((60, 90, 3), np.uint8)
+    red[..., 0] = 255
+
+    def where(row: ReportRow) -> NDArray[np.uint8] | None:
+        return None if row is members[1] else red
+
+    page = tmp_path / "page.html"
+    write_report(page, members, title="", identity="", version="", where=where)
+    browser.open(page)
+    shown = "return [...document.images].filter(i => i.checkVisibility()).map(i => i.classList.contains('where'))"
+    assert browser.script(shown) == [False] * 3
+    browser.click("#where")
+    assert browser.script(shown) == [True, False, True], "a row without one keeps its picture"
+    browser.click("#where")
+    assert browser.script(shown) == [False] * 3
+    data = re.findall(r'<img class="where"[^>]*base64,([^"]+)"', page.read_text(encoding="utf-8"))
+    assert len(data) == 2
+    with Image.open(io.BytesIO(base64.b64decode(data[0]))) as picture:
+        assert picture.size == (90, 60)
+        assert np.abs(np.asarray(picture).astype(int) - red).max() < 5
+    write_report(page, members, title="", identity="", version="")
+    assert 'id="where"' not in page.read_text(encoding="utf-8")
+
+
+def test_a_note_replaces_the_default_reason(tmp_path: Path) -> None:
+    note = why((0.5,) * 5, [0.8 if key == "jpeg" else 0.3 * (key == "white_noise") for key in DISTORTION_KEYS])
+    row = rows()[0]._replace(note=f"why: {note}")
+    page = write(tmp_path / "page.html", [row]).read_text(encoding="utf-8")
+    assert "<small>why: strong JPEG (0.8), some white noise (0.3)</small>" in page
+    assert "lowest:" not in page

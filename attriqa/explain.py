@@ -1,0 +1,312 @@
+"""Why an image got its score, in words, and where, as a map over its pixels.
+
+`saliency` points at the regions that move one number of an `Assessment`: for the score and the five attributes, those
+that lower it (the defects); for a distortion, those that raise its strength (the cause). A map tells one region of an
+image from the others, so it is relative to that image: two maps do not compare.
+"""
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from attriqa.distortions import DISTORTION_KEYS, DISTORTIONS
+from attriqa.images import check, resize_shorter
+from attriqa.models.attribute_net import AttributeNet
+from attriqa.models.clip_prompts import VisualPrompts
+from attriqa.models.exiqa import ExIQA
+from attriqa.prompts import ATTRIBUTES
+
+_WINDOW = 0.1  # standard deviation of the Gaussian window, of the shorter side
+_CELL = 16  # pixels between windows, at the model's size
+_SHARE = 0.5  # of the pooling weight, moved to a window and taken from it
+_LEAST = 1e-3  # a map whose every region moves the output by less shows rounding, and is left empty
+_VARIANCE_FLOOR = 1e-5  # the one of AttributeNet.pool
+
+_STRONG, _SOME = 0.6, 0.3  # strengths from which a distortion is called so
+_LOW, _VERY_LOW = 0.25, 0.1  # a tenth of natural photos lie below 0.1
+_WORDS = 3
+NOTHING = "nothing stands out"
+"""What `why` says of an image that is not bad in any respect."""
+
+# Steps of 10 in CIE L*, from dark violet to pale yellow: as far apart to the eye as the values are.
+_COLORS = (
+    (42, 12, 85), (90, 7, 114), (141, 4, 118), (188, 26, 105), (223, 66, 81), (238, 113, 63), (235, 160, 90),
+    (238, 198, 91), (248, 231, 143),
+)  # fmt: skip
+
+
+def find_output(of: str, distortions: Sequence[str] = DISTORTION_KEYS) -> str:
+    """``of`` itself, once it is known to name something that a model says.
+
+    Args:
+        of: ``"score"``, one of `ATTRIBUTES`, or one of ``distortions``.
+        distortions: the keys of those that the model tells; empty: it has no head for them.
+
+    Raises:
+        ValueError: it is none of them; the message suggests the nearest.
+    """
+    qualities = ("score", *ATTRIBUTES)
+    if of in qualities or of in distortions:
+        return of
+    if of in DISTORTION_KEYS and not distortions:
+        raise ValueError(f"of: expected {', '.join(qualities)}, as this model tells no distortions; got {of!r}")
+    name = of.lower().replace("-", "_").replace(" ", "_")
+    near = difflib.get_close_matches(name, (*qualities, *distortions), n=1, cutoff=0.4)
+    known = ", ".join(qualities) + (" or a distortion's key" if distortions else "")
+    raise ValueError(f"of: expected {known}, got {of!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+
+def saliency(model: nn.Module, images: Tensor, of: str = "score") -> Tensor:
+    """Where in each image the model finds what it says: defects for a quality, the cause for a distortion.
+
+    *Convolutional models* (`AttributeNet`) read the mean and deviation of their maps. Around each position, half of the
+    pooling weight is moved to a Gaussian window (a tenth of the shorter side) and, the other way, taken from it; the
+    difference of the two readings is what the region contributes. It is a finite derivative with respect to the
+    region's weight: a region like the image's average contributes nothing, and for small shares and windows it becomes
+    gradient x (feature - mean), summed over the maps.
+
+    *Vision transformers* (open_clip's): gradient-weighted attention (Chefer et al., "Generic Attention-model
+    Explainability", ICCV 2021, equations 5 and 6), from the pooled tokens to the patches, past learnt prompts. They see
+    the centre square of an image; outside it their map is zero.
+
+    Args:
+        model: an `AttributeNet`, or a module ``(B, 3, H, W) -> Assessment`` around an open_clip vision transformer.
+        images: ``(B, 3, H, W)`` sRGB in [0, 1], sides of at least 32 px.
+        of: what is explained: ``"score"`` or one of `ATTRIBUTES` (the map shows what **lowers** it), or the key of a
+            distortion, of `DISTORTION_KEYS` or of an `ExIQA`'s own table (the map shows what **raises** its strength).
+
+    Returns:
+        ``(B, H, W)`` float32 in [0, 1] on the images' device; the most salient pixel of each image is 1, and a map
+        is 0 everywhere where no region of the image makes a difference.
+
+    Raises:
+        ValueError: images or ``of`` are not as above, or the model cannot tell ``of`` or cannot be explained.
+    """
+    check(images)
+    wide = images.detach().float()
+    if isinstance(model, AttributeNet):
+        find_output(of, DISTORTION_KEYS if model.distortion_head is not None else ())
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            return torch.cat([_contributions(model, image[None], of) for image in wide])
+    keys = tuple(entry.key for entry in model.config.table) if isinstance(model, ExIQA) else DISTORTION_KEYS
+    find_output(of, keys)
+    return torch.cat([_seen_by_patches(model, image[None], of, keys) for image in wide])
+
+
+def _contributions(net: AttributeNet, image: Tensor, of: str) -> Tensor:
+    """(1, 3, H, W) -> (1, H, W): what each region adds to ``of`` where that is bad."""
+    height, width = image.shape[2:]
+    windows, whole = _window_statistics(net, resize_shorter(image, net.config.shorter_edge))
+    apart = windows - whole  # (cells, D)
+    added = _harm(net, whole + _SHARE * apart.flatten(0, 1), of) - _harm(net, whole - _SHARE * apart.flatten(0, 1), of)
+    harm = added.view(1, 1, *apart.shape[:2]).clamp(min=0)
+    return _to_unit(F.interpolate(harm, (height, width), mode="bilinear", align_corners=False)[:, 0])
+
+
+def _window_statistics(net: AttributeNet, image: Tensor, window: float = _WINDOW) -> tuple[Tensor, Tensor]:
+    """What `AttributeNet.pool` computes, under windows: (h, w, D) on a grid over the image, and (1, D) of the whole.
+
+    Deviations are about the mean of the whole image, so that the windows' means and variances average to the whole's.
+    """
+    height, width = image.shape[2:]
+    rows, columns = -(-height // _CELL), -(-width // _CELL)
+    sigma = window * min(height, width)
+    local, whole = [], []
+    for features in net.backbone(image):
+        x = features[0].float()  # (C, h, w)
+        down = _windows(rows, x.shape[1], sigma / height, x)
+        along = _windows(columns, x.shape[2], sigma / width, x)
+        mean = x.mean((1, 2), keepdim=True)
+        for moment in (x, (x - mean).square())[: 2 if net.config.statistics == "mean_std" else 1]:
+            under, over = down @ moment @ along.T, moment.mean((1, 2))  # (C, rows, columns), (C,)
+            if moment is not x:
+                under, over = ((value + _VARIANCE_FLOOR).sqrt() for value in (under, over))
+            local.append(under.permute(1, 2, 0))
+            whole.append(over[None])
+    mean, std = net.pooled_mean, net.pooled_std
+    return (torch.cat(local, 2) - mean) / std, (torch.cat(whole, 1) - mean) / std
+
+
+def _windows(cells: int, size: int, sigma: float, like: Tensor) -> Tensor:
+    """Gaussian weights (cells, size) over a side of length 1, each row summing to 1."""
+    at = (torch.arange(cells, device=like.device) + 0.5) / cells
+    position = (torch.arange(size, device=like.device) + 0.5) / size
+    return (-0.5 * ((at[:, None] - position) / sigma).square()).softmax(1).to(like)
+
+
+def _harm(net: AttributeNet, pooled: Tensor, of: str) -> Tensor:
+    """Standardised statistics (N, D) -> (N,), more is worse; before the functions that saturate, where there are."""
+    if of in DISTORTION_KEYS:
+        assert net.distortion_head is not None
+        strengths: Tensor = net.distortion_head(pooled).strengths
+        return strengths[:, DISTORTION_KEYS.index(of)]
+    logits, raw = net.read(pooled)
+    if of == "score":
+        return -logits
+    return -(raw / net.attribute_scale)[:, ATTRIBUTES.index(of)]
+
+
+def _seen_by_patches(model: nn.Module, image: Tensor, of: str, keys: Sequence[str]) -> Tensor:
+    """(1, 3, H, W) -> (1, H, W): how much each patch of the centre square bears on ``of`` where that is bad."""
+
+    def harm(seen: Tensor) -> Tensor:
+        said = model(seen)
+        if of in keys:
+            values, sign, index = said.distortions, 1, keys.index(of)
+        elif of == "score":
+            values, sign, index = said.score[:, None], -1, 0
+        else:
+            values, sign, index = said.attributes, -1, ATTRIBUTES.index(of)
+        if values is None:
+            raise ValueError(f"of: {type(model).__name__} does not tell {of!r}")
+        return cast(Tensor, sign * values[0, index])
+
+    relevance = _patch_relevance(model, image, harm)  # (1, h, w)
+    height, width = image.shape[2:]
+    squashed = isinstance(model, ExIQA) and model.preprocess.resize_mode == "squash"
+    side = (height, width) if squashed else (min(height, width),) * 2
+    square = F.interpolate(relevance[None], side, mode="bilinear", align_corners=False)[0]
+    top, left = (height - side[0]) // 2, (width - side[1]) // 2
+    low = square.amin((1, 2), keepdim=True)  # attention never vanishes: what every patch gets says nothing
+    padded = F.pad(square - low, (left, width - side[1] - left, top, height - side[0] - top))
+    return _to_unit(padded, least=torch.finfo(torch.float32).tiny)
+
+
+def _patch_relevance(model: nn.Module, image: Tensor, target: Callable[[Tensor], Tensor]) -> Tensor:
+    """(1, 3, H, W) -> (1, h, w) on the grid of the patches: how much each one raises ``target`` through attention."""
+    tower = next((part for part in model.modules() if hasattr(part, "class_embedding")), None)
+    blocks = [] if tower is None else [part for part in tower.modules() if isinstance(part, nn.MultiheadAttention)]
+    if tower is None or not blocks:
+        raise ValueError(
+            "model: expected an AttributeNet or a model on an open_clip vision transformer with a class token, got "
+            + type(model).__name__
+        )
+    with _explicit_attention(blocks) as seen, torch.enable_grad():
+        value = target(image.clone().requires_grad_())
+        attention = tuple(seen)
+        gradients = torch.autograd.grad(value, attention)
+    rows, columns = tower.grid_size  # type: ignore[misc]
+    own = 1 + rows * columns  # CLS and the patches; learnt prompts come after them
+    kept = any(isinstance(part, VisualPrompts) and part.kind == "shallow" for part in model.modules())
+    relevance = torch.eye(own, device=image.device)[:, 1:]  # (T, N): of each patch for each token
+    for weights, gradient in zip(attention, gradients, strict=True):
+        if not kept or len(relevance) == own:  # prompts that enter here have seen no patch
+            relevance = F.pad(relevance[:own], (0, 0, 0, weights.shape[-1] - own))
+        relevance = relevance + (gradient * weights)[0].detach().clamp(min=0).mean(0) @ relevance
+    read = relevance[:1] if getattr(tower, "pool_type", "tok") == "tok" else relevance[1:own].mean(0, keepdim=True)
+    return read.view(1, rows, columns)
+
+
+@contextmanager
+def _explicit_attention(blocks: Sequence[nn.MultiheadAttention]) -> Iterator[list[Tensor]]:
+    """While inside, the blocks' attention weights (B, heads, T, T) are in the graph and in the list, in order.
+
+    open_clip asks torch for no weights, and torch's fused attention has none to give.
+    """
+    seen: list[Tensor] = []
+
+    def replace(
+        block: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: object
+    ) -> tuple[Tensor, None]:
+        assert isinstance(block, nn.MultiheadAttention)
+        if kwargs.get("attn_mask") is not None or args[0] is not args[1]:
+            raise ValueError("model: expected self-attention without a mask in its vision transformer")
+        x = args[0] if block.batch_first else args[0].transpose(0, 1)  # (B, T, D)
+        query, key, values = (
+            part.unflatten(2, (block.num_heads, -1)).transpose(1, 2)  # (B, heads, T, D / heads)
+            for part in F.linear(x, block.in_proj_weight, block.in_proj_bias).chunk(3, 2)
+        )
+        weights = (query @ key.transpose(2, 3) / query.shape[3] ** 0.5).softmax(3)
+        seen.append(weights)
+        mixed = block.out_proj((weights @ values).transpose(1, 2).flatten(2))
+        return (mixed if block.batch_first else mixed.transpose(0, 1)), None
+
+    handles = [block.register_forward_hook(replace, with_kwargs=True) for block in blocks]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _to_unit(maps: Tensor, least: float = _LEAST) -> Tensor:
+    """(B, H, W) of at least 0 -> [0, 1]; a map that stays below ``least`` becomes 0."""
+    most = maps.amax((1, 2), keepdim=True)
+    return torch.where(most < least, 0.0, maps / most.clamp(min=least))
+
+
+def overlay(image: Tensor, saliency_map: Tensor) -> NDArray[np.uint8]:
+    """The image in gray with the map over it in colour, dark violet to pale yellow.
+
+    Args:
+        image: ``(3, H, W)`` sRGB in [0, 1].
+        saliency_map: ``(H, W)`` in [0, 1]; the colour covers more where it is higher, and nothing at 0.
+
+    Returns:
+        ``(H, W, 3)`` bytes, ready for Pillow.
+
+    Raises:
+        ValueError: the shapes do not fit, or the map leaves [0, 1].
+    """
+    if image.ndim != 3 or image.shape[0] != 3 or saliency_map.shape != image.shape[1:]:
+        raise ValueError(
+            "image, saliency_map: expected (3, H, W) and (H, W), "
+            f"got {tuple(image.shape)} and {tuple(saliency_map.shape)}"
+        )
+    value = saliency_map.detach().double().cpu().numpy()
+    if not ((value >= 0) & (value <= 1)).all():
+        raise ValueError(f"saliency_map: expected values in [0, 1], got {value.min():g} to {value.max():g}")
+    weights = np.array([0.299, 0.587, 0.114])
+    gray = np.tensordot(weights, image.detach().double().cpu().numpy(), 1)[..., None] * 255
+    at = np.linspace(0, 1, len(_COLORS))
+    color = np.stack([np.interp(value, at, [entry[channel] for entry in _COLORS]) for channel in range(3)], -1)
+    cover = (0.65 * np.minimum(1, 3 * value) ** 0.5)[..., None]
+    shown: NDArray[np.uint8] = (gray * (1 - cover) + color * cover).round().clip(0, 255).astype(np.uint8)
+    return shown
+
+
+def why(attributes: Sequence[float] | None, distortions: Sequence[float] | None = None) -> str:
+    """The reasons for a score in words, the weightiest first, as ``"strong JPEG (0.8), some noise (0.3)"``.
+
+    Args:
+        attributes: the five, in [0, 1], in the order of `ATTRIBUTES`; ``None``: the model tells none.
+        distortions: the 25 strengths in [0, 1], in the order of `DISTORTION_KEYS`; ``None``: the model tells none.
+
+    Returns:
+        The up to three strongest distortions from 0.3 ("some") and 0.6 ("strong") on; where there is none, the
+        attributes below 0.25 ("low") and 0.1 ("very low"); else `NOTHING`.
+
+    Raises:
+        ValueError: their number is wrong, or a value leaves [0, 1].
+    """
+    for name, values, keys in (("attributes", attributes, ATTRIBUTES), ("distortions", distortions, DISTORTION_KEYS)):
+        if values is not None and (len(values) != len(keys) or not all(0 <= value <= 1 for value in values)):
+            raise ValueError(f"{name}: expected {len(keys)} values in [0, 1], got {list(values)}")
+    strengths = [round(strength, 1) for strength in distortions or ()]  # so that the words fit the digits shown
+    reasons = [
+        f"{'strong' if strength >= _STRONG else 'some'} {_in_sentence(distortion.name)} ({strength:.1f})"
+        for strength, distortion in sorted(zip(strengths, DISTORTIONS, strict=False), key=lambda pair: -pair[0])
+        if strength >= _SOME
+    ]
+    reasons = reasons or [
+        _low(name, value) for value, name in sorted(zip(attributes or (), ATTRIBUTES, strict=False)) if value < _LOW
+    ]
+    return ", ".join(reasons[:_WORDS]) or NOTHING
+
+
+def _in_sentence(name: str) -> str:
+    """Names of people and formats keep their capital."""
+    return name if name.startswith("Gaussian") or name[:2].isupper() else name[0].lower() + name[1:]
+
+
+def _low(attribute: str, value: float) -> str:
+    if attribute == "noisiness":  # where a low value means much of it
+        return f"{'much noise' if value < _VERY_LOW else 'noise'} (noisiness {value:.2f})"
+    return f"{'very low' if value < _VERY_LOW else 'low'} {attribute} ({value:.2f})"
