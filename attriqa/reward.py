@@ -120,7 +120,10 @@ class QualityReward(nn.Module):
         Raises:
             ValueError: images are anything else; the message names what was expected and what came.
         """
-        assessment = self.assess(images)
+        return self.weigh(self.assess(images))
+
+    def weigh(self, assessment: Assessment) -> Tensor:
+        """The reward of what `assess` gave, ``(B,)``: for those who want both from one forward."""
         if self._weights is None:
             return assessment.score
         told = (assessment.score[:, None], assessment.attributes, assessment.distortions)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parent.parent
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tensors of tests are small: threads would only wait for one another
 
 
 @pytest.fixture(scope="session")

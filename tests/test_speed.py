@@ -27,6 +27,7 @@ def measured(run_recipe: Recipe, folder: Path, *words: object) -> dict[str, dict
     return record
 
 
+@pytest.mark.slow
 def test_one_part(run_recipe: Recipe, tmp_path: Path) -> None:
     record = measured(run_recipe, tmp_path, "--what", "reward")
     reward = record["reward"]

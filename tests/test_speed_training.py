@@ -14,6 +14,7 @@ else:
 Recipe = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@pytest.mark.slow
 def test_it_prints_what_it_writes(run_recipe: Recipe, tmp_path: Path) -> None:
     photos = clive_tree.build_photos(tmp_path / "photos", count=2, side=96)
     done = run_recipe("evals/speed_training.py", "--photos", photos, "--smoke", "--out", tmp_path / "out")

@@ -1,0 +1,261 @@
+"""The one core under every form of the tuning environment: n episodes, rendered in one batch and scored in one forward.
+
+Gymnasium's single and vector environment (`attriqa_envs.tuning`) and stable-baselines3's (`attriqa_envs.sb3`) only
+translate it to their interfaces; it knows neither of them, keeps no random state and resets nothing by itself.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from gymnasium import spaces
+from gymnasium.error import ResetNeeded
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attriqa import QualityReward
+from attriqa.assessment import Assessment
+from attriqa_envs.tuning_state import TuningTask, make_state
+
+Scorer = Callable[[Tensor], Assessment | Tensor]
+Arrays = dict[str, NDArray[Any]]
+
+THUMBNAIL = 64  # px
+# Where `render`'s soft clip stands for encoded values of 0 and 1: beyond, a hard clip would have cut.
+CLIP_LOW, CLIP_HIGH = 1 / 1024, 1 - 1 / 128
+
+
+class Transition(NamedTuple):
+    """What one step of all n episodes gave."""
+
+    rewards: NDArray[np.float64]  # (n,)
+    terminated: NDArray[np.bool_]  # (n,)
+    parts: Arrays  # of the reward, (n,) each; they add up to it
+
+
+class _Seen(NamedTuple):
+    """What is known of B pictures, on the host."""
+
+    scores: NDArray[np.float32]  # (B, S), the score itself first
+    clipped: NDArray[np.float32]  # (B,)
+    thumbnails: NDArray[np.uint8]  # (B, 3, 64, 64)
+
+    def at(self, rows: NDArray[np.integer[Any]]) -> "_Seen":
+        return _Seen(self.scores[rows], self.clipped[rows], self.thumbnails[rows])
+
+    def put(self, rows: NDArray[np.integer[Any]], seen: "_Seen") -> None:
+        self.scores[rows], self.clipped[rows], self.thumbnails[rows] = seen
+
+
+class ISPCore:
+    """n episodes of tuning.
+
+    Args:
+        bank: ``(N, 3, H, W)`` float16 linear light, see `attriqa_envs.image_bank.load_bank`.
+        scorer: what judges pictures, see `attriqa_envs.tuning.ISPTuningEnv`; it is asked once here, to see what it
+            answers.
+        count: n.
+        task: what is tuned.
+
+    Attributes:
+        observation_space: of one episode.
+        action_space: of one episode.
+        images: ``(n,)`` which image of the bank each episode has.
+        steps: ``(n,)`` taken since its beginning.
+
+    Raises:
+        ValueError: ``count`` is below 1, or the scorer's answer is neither ``(B,)`` nor an `Assessment`, or not finite.
+    """
+
+    def __init__(
+        self, bank: Tensor, scorer: Scorer | None = None, count: int = 1, task: TuningTask | None = None
+    ) -> None:
+        if count < 1:
+            raise ValueError(f"count: expected at least one environment; got {count}")
+        self.task = task or TuningTask()
+        self.bank = bank
+        self._ask = _asking(QualityReward(view="full", device=bank.device) if scorer is None else scorer)
+        self._state = make_state(self.task, bank, count)
+        self.images = np.zeros(count, np.int64)
+        self.steps = np.full(count, -1)  # -1: not begun, or over
+        # The start of an episode depends on its image alone unless it is random: it is looked at once.
+        self._starts_known = np.zeros(len(bank), np.bool_)
+        self._state.reset(np.arange(1), [0], [np.random.default_rng(0)])
+        width = self._look(np.arange(1)).scores.shape[1]
+        self._starts = _empty(len(bank), width)
+        self._now = _empty(count, width)
+        self._distance = np.zeros(count)
+        self.action_space = self._state.action_space
+        self.observation_space = spaces.Dict(
+            {
+                "image": spaces.Box(0, 255, (3, THUMBNAIL, THUMBNAIL), np.uint8),
+                self._state.key: self._state.space,
+                "attributes": spaces.Box(-1, 1, (width,), np.float32),
+                "step": spaces.Box(0, 1, (1,), np.float32),
+            }
+        )
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def start_bytes(self) -> int:
+        """Memory of the host that what is known of the bank's starts may take."""
+        return sum(part.nbytes for part in self._starts)
+
+    def reset(
+        self,
+        rows: Iterable[int],
+        generators: Sequence[np.random.Generator],
+        images: Sequence[int | None] | None = None,
+    ) -> None:
+        """Begin new episodes.
+
+        Args:
+            rows: which.
+            generators: one per row; draws the image, and the start where that is random.
+            images: per row the image of the bank, or `None` for a drawn one.
+
+        Raises:
+            ValueError: an image that the bank has not.
+        """
+        where = np.fromiter(rows, np.intp)
+        wanted = [None] * len(where) if images is None else list(images)
+        for image in wanted:
+            whole = image is None or (isinstance(image, int | np.integer) and not isinstance(image, bool))
+            if not whole or (image is not None and not 0 <= image < len(self.bank)):
+                raise ValueError(f"image: expected an integer from 0 to {len(self.bank) - 1}; got {image!r}")
+        drawn = [
+            int(generator.integers(len(self.bank))) if image is None else int(image)
+            for generator, image in zip(generators, wanted, strict=True)
+        ]
+        self._state.reset(where, drawn, generators)
+        self.images[where] = drawn
+        self.steps[where] = 0
+        self._distance[where] = self._state.distance(where).numpy(force=True)
+        if self.task.random_start:
+            self._now.put(where, self._look(where))
+            return
+        new = where[~self._starts_known[self.images[where]]]
+        if len(new):
+            self._starts.put(self.images[new], self._look(new))
+            self._starts_known[self.images[new]] = True
+        self._now.put(where, self._starts.at(self.images[where]))
+
+    def step(self, actions: object) -> Transition:
+        """Take one step of every episode; actions that are refused change nothing.
+
+        Args:
+            actions: ``(n, P)`` numbers, or ``(n,)`` indices of tools.
+
+        Raises:
+            ValueError: wrong actions; it names the environment and the index.
+            ResetNeeded: an episode has not begun, or is over.
+        """
+        checked = self._state.check(actions)
+        idle = np.flatnonzero(self.steps < 0)
+        if len(idle):
+            raise ResetNeeded(f"environment {idle[0]}: call reset() before step(); no episode is under way")
+        before = self._worth()
+        changed, stopped = self._state.step(checked)
+        rows = np.flatnonzero(changed)
+        if len(rows):
+            self._now.put(rows, self._look(rows))
+            self._distance[rows] = self._state.distance(rows).numpy(force=True)
+        after = self._worth()
+        parts = {name: after[name] - before[name] for name in after}
+        rewards = np.sum(list(parts.values()), axis=0)
+        self.steps += 1
+        return Transition(rewards, stopped | (self.steps >= self.task.steps), parts)
+
+    def end(self, rows: NDArray[np.intp]) -> None:
+        """Mark episodes as over: they take no step before they are begun again."""
+        self.steps[rows] = -1
+
+    def observe(self, rows: NDArray[np.intp]) -> Arrays:
+        """The observations of episodes under way, ``(len(rows), ...)`` each; new arrays."""
+        return {
+            "image": self._now.thumbnails[rows],
+            self._state.key: self._state.observation(rows),
+            "attributes": self._now.scores[rows].clip(-1, 1),
+            "step": (self.steps[rows, None] / self.task.steps).astype(np.float32),
+        }
+
+    def facts(self, rows: NDArray[np.intp]) -> Arrays:
+        """What ``info`` tells of episodes under way besides the reward's parts, ``(len(rows), ...)``; new arrays."""
+        return {
+            "image": self.images[rows],
+            "score": self._now.scores[rows, 0].astype(np.float64),
+            "clipped": self._now.clipped[rows].astype(np.float64),
+            "distance": self._distance[rows],
+            **self._state.facts(rows),
+        }
+
+    @torch.no_grad()
+    def pictures(self, rows: NDArray[np.intp]) -> Tensor:
+        """The pictures of episodes as they are now: ``(len(rows), 3, H, W)`` sRGB in [0, 1]."""
+        return self._state.pictures(rows)
+
+    def frames(self, rows: NDArray[np.intp]) -> NDArray[np.uint8]:
+        """The same for display: ``(len(rows), H, W, 3)`` in 8 bits."""
+        levels = (self.pictures(rows) * 255).round().to(torch.uint8)
+        return levels.permute(0, 2, 3, 1).contiguous().numpy(force=True)
+
+    def _worth(self) -> Arrays:
+        """The terms of the potential whose growth is the reward."""
+        return {
+            "reward_score": self.task.score_weight * self._now.scores[:, 0].astype(np.float64),
+            "reward_distance": -self.task.distance_weight * self._distance,
+            "reward_clipping": -self.task.clipping_weight * self._now.clipped.astype(np.float64),
+        }
+
+    @torch.no_grad()
+    def _look(self, rows: NDArray[np.intp]) -> _Seen:
+        """Render in one batch, score in one forward, and bring to the host what is small."""
+        pictures = self._state.pictures(rows)
+        clipped = ((pictures <= CLIP_LOW) | (pictures >= CLIP_HIGH)).any(1).float().mean((1, 2))
+        thumbnails = (F.interpolate(pictures, (THUMBNAIL, THUMBNAIL), mode="area") * 255).round().to(torch.uint8)
+        scores = self._ask(pictures).float()
+        seen = _Seen(*(part.numpy(force=True) for part in (scores, clipped, thumbnails)))
+        wrong = np.flatnonzero(~np.isfinite(seen.scores).all(1))
+        if len(wrong):
+            raise ValueError(f"scorer: expected finite scores; got {seen.scores[wrong[0]]} for environment {wrong[0]}")
+        return seen
+
+
+def _asking(scorer: Scorer) -> Callable[[Tensor], Tensor]:
+    """A function from pictures to ``(B, S)``: the score, and after it the attributes where the scorer tells them."""
+
+    def ask(pictures: Tensor) -> Tensor:
+        if isinstance(scorer, QualityReward):  # its reward and its attributes from one forward
+            assessment = scorer.assess(pictures)
+            score = scorer.weigh(assessment)
+        else:
+            answer = scorer(pictures)
+            assessment = answer if isinstance(answer, Assessment) else Assessment(answer, None)
+            score = assessment.score
+        if not isinstance(score, Tensor) or score.shape != (len(pictures),):
+            found = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
+            raise ValueError(f"scorer: expected an Assessment, or a tensor of shape ({len(pictures)},); got {found}")
+        attributes = assessment.attributes
+        return score[:, None] if attributes is None else torch.cat((score[:, None], attributes.to(score)), 1)
+
+    return ask
+
+
+def _empty(count: int, width: int) -> _Seen:
+    return _Seen(
+        np.zeros((count, width), np.float32),
+        np.zeros(count, np.float32),
+        np.zeros((count, 3, THUMBNAIL, THUMBNAIL), np.uint8),
+    )
+
+
+def rows_of(arrays: Arrays) -> list[dict[str, Any]]:
+    """A dict of arrays ``(n, ...)`` as n dicts; numbers become Python's, arrays are copied."""
+    columns = {
+        name: array.tolist() if array.ndim == 1 else [row.copy() for row in array] for name, array in arrays.items()
+    }
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
