@@ -148,7 +148,8 @@ class ExIQA(nn.Module):
 
     def text_directions(self) -> Tensor:
         """``t+ - t-`` of each attribute, (D * K, E) float32: the difference of its two texts' features."""
-        if self.training and self.config.tune == "all":
+        texts = (parameter for name, parameter in self.clip.named_parameters() if not name.startswith("visual."))
+        if self.training and any(parameter.requires_grad for parameter in texts):
             return self._encode_texts()
         if self._directions is None:
             # Not as inference tensors, which no later training step could use.

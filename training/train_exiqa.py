@@ -1,0 +1,400 @@
+"""Train ExIQA: first to name distortions and their strengths, then to score from what it names (equations 6 to 9).
+
+    python training/train_exiqa.py --data kadid=kadid10k --clip ViT-B-16:openai --splits 10
+    accelerate launch training/train_exiqa.py --manifest exiqa100k --clip ViT-B-16:openai --tune all --precision bf16
+    python training/train_exiqa.py --photos photos --tune all --clip-config examples/small_clip.json --logit-scale 50
+
+The images come from one of three places: --data, a synthetic data set with opinion scores; --manifest, a set that
+training/distort.py made; --photos, pristine photos that are distorted as they come, K ~ U{1..--most} at a time.
+
+1. Identification: --tune prompts learns prompts inside the image tower and the weights of the attributes, the towers of
+   CLIP frozen; --tune all learns both towers. Strengths are weighted means of attribute probabilities (7).
+2. Score, where there are opinions (--data): a regressor on frozen attribute probabilities (9), computed once.
+
+Splits keep a reference on one side; each writes OUT/splitN/model.safetensors. OUT/metrics.json holds every number that
+is printed, OUT/confusion.png shows which single distortion is taken for which. A killed run goes on with the same
+command; on a CPU it ends with the very weights of an uninterrupted one.
+"""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import gather_object
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from attriqa import metrics
+from attriqa.crops import GlobalBatches, central
+from attriqa.distortion_attributes import read_table
+from attriqa.distortion_metrics import identification_metrics
+from attriqa.exiqa_examples import Example, Files, HeldOut, Mixtures, loader, photo_tests
+from attriqa.exiqa_sources import Plan, Source, chosen, manifest_plan, photo_plan, rated_plan
+from attriqa.exiqa_training import (
+    Identify,
+    Predicted,
+    clip_of,
+    confusion,
+    continued,
+    fit_regressor,
+    identify_all,
+    parts_of,
+    starting_table,
+    summary,
+    top1_by_level,
+    write_confusion,
+)
+from attriqa.images import ImageError
+from attriqa.models.exiqa import ExIQA, ExIQAConfig, distortion_bce
+from attriqa.pretraining import cosine
+from attriqa.protocols import Fold
+from attriqa.recipe import as_dict, atomic_path, claim_folder, opt, parse_config, write_json
+from attriqa.training_state import load_state, save_state
+
+PROMPTS = {"kadid": 100, "tid2013": 100, "csiq": 15, "lvq": 30, "live": 15}  # ExIQA, implementation details
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a run does."""
+
+    data: str | None = opt(None, "rated synthetic data set in its official layout, NAME=ROOT, as kadid=kadid10k")
+    manifest: Path | None = opt(None, "or a set of training/distort.py: its folder or manifest.csv")
+    photos: Path | None = opt(None, "or a folder of pristine photos, distorted as they come")
+    photo_pattern: tuple[str, ...] = opt(("*",), "photos: which files are learnt from, as globs")
+    test_pattern: tuple[str, ...] | None = opt(None, "photos: which files are for the test; none: a share of them")
+    out: Path = opt(Path("runs/exiqa"), "where everything goes")
+    clip: str | None = opt(None, "MODEL[:PRETRAINED] of open_clip: a tag or a file; hf-hub:..., local-dir:...")
+    clip_config: Path | None = opt(None, "or an open_clip configuration (JSON), for a model with random weights")
+    init: Path | None = opt(None, "or a checkpoint of this recipe, whose towers are the start")
+    table: Path | None = opt(None, "TOML of your own distortions and their attributes; none: the 25 built in")
+    distortions: tuple[str, ...] | None = opt(None, "keys of those to learn, out of the table; none: all")
+    tune: Literal["prompts", "all"] = opt("prompts", "what learns: visual prompts, or all of CLIP")
+    prompts: int | None = opt(None, "number of visual prompts; none: the paper's for the data set, 100; 0 with all")
+    prompt_kind: Literal["shallow", "deep"] = opt("shallow", "one set of prompts, or a new one in each block")
+    logit_scale: float | None = opt(None, "tau of equation 6; none: CLIP's own, 100 in pretrained ones")
+    splits: int = opt(1, "random splits by reference, seeded 0, 1, ...; each is a run of its own")
+    held_out: float = opt(0.2, "share of the references that is for the test, in (0, 1)")
+    crop: int = opt(0, "px, side of the square cut out of an image; 0: files whole, photos at the size CLIP sees")
+    shorter_edge: int | None = opt(None, "photos: px they are read at; none: their own size")
+    most: int = opt(25, "photos: distortions on one image, at most")
+    clean_share: float = opt(0.1, "photos: share of the images that stay as they are")
+    passes: int = opt(10, "photos: crops of each per epoch")
+    test_passes: int = opt(2, "photos: test images per photo, with several distortions")
+    single_passes: int = opt(4, "photos: test images per distortion and level, with one distortion")
+    epochs: int | None = opt(None, "identification: passes; none: 100 for prompts, 5 for all")
+    lr: float | None = opt(None, "identification: AdamW's peak rate; none: 2e-3 for prompts, 5e-5 for all")
+    text_lr: float | None = opt(None, "identification, all: peak rate of the text tower, 0: frozen; none: the same")
+    weight_lr: float = opt(2e-3, "identification: peak rate of the attributes' weights")
+    weight_decay: float | None = opt(None, "identification: AdamW's; none: 0 for prompts, 1e-2 for all")
+    warmup: float = opt(0.2, "identification: share of the steps in which the rate rises; then a cosine to 0")
+    batch: int = opt(64, "identification: images per step, over all processes")
+    regressor_epochs: int = opt(100, "score: passes")
+    regressor_lr: float = opt(1e-3, "score: AdamW's peak rate; falls along a cosine")
+    regressor_batch: int = opt(128, "score: images per step")
+    precision: Literal["fp32", "bf16"] = opt("fp32", "of the towers' activations")
+    workers: int = opt(2, "loading processes per process; 0: none")
+    log_every: int = opt(10, "steps between looks at the loss")
+    save_every: int = opt(200, "steps between checkpoints")
+    tests: int = opt(5, "times that a split's test is run, evenly over its training; the last is its result")
+    tracker: str = opt("none", "of Accelerate: tensorboard, wandb, ...")
+    seed: int = opt(0, "of everything random but the splits")
+    smoke: bool = opt(False, "a size for tests: 24 images, two epochs")
+
+    def __post_init__(self) -> None:
+        if (self.data, self.manifest, self.photos).count(None) != 2:
+            raise ValueError("--data, --manifest, --photos: expected one of them")
+        if (self.clip, self.clip_config, self.init).count(None) != 2:
+            raise ValueError("--clip, --clip-config, --init: expected one of them")
+        counts = "splits passes test_passes single_passes batch log_every save_every tests regressor_epochs"
+        for name in (*counts.split(), "regressor_batch"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
+        if self.epochs is not None and self.epochs < 0:
+            raise ValueError(f"--epochs: expected at least 0, got {self.epochs}")
+
+
+def settled(config: Config) -> Config:
+    """The configuration with the paper's numbers in the place of what was left open."""
+    whole = config.tune == "all"
+    name = (config.data or "").partition("=")[0].lower()
+    lr = config.lr if config.lr is not None else 5e-5 if whole else 2e-3
+    defaults: dict[str, Any] = {"prompts": 0 if whole else PROMPTS.get(name, 100), "epochs": 5 if whole else 100}
+    defaults |= {"lr": lr, "text_lr": lr, "weight_decay": 1e-2 if whole else 0.0}
+    config = replace(config, **{key: value for key, value in defaults.items() if getattr(config, key) is None})
+    if config.smoke:
+        small: dict[str, Any] = {"epochs": 2, "batch": 8, "passes": 1, "test_passes": 1, "single_passes": 1, "tests": 2}
+        config = replace(config, **small, regressor_epochs=3, workers=0, log_every=1, save_every=2)
+    return config
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run every split that has no result yet, then summarise."""
+    config = settled(parse_config(Config, argv, __doc__))
+    if config.tracker not in (known := ["none", *map(str, get_available_trackers())]):
+        raise SystemExit(f"--tracker: expected one that is installed ({', '.join(known)}), got {config.tracker}")
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # or else Accelerate takes torchrun's processes for lone ones
+        mixed_precision="bf16" if config.precision == "bf16" else "no",
+        log_with=None if config.tracker == "none" else config.tracker,
+        project_dir=config.out,
+    )
+    try:
+        plan = plan_of(config)
+        build(config, plan)  # a fault of the model is found before hours of work
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from error
+    if accelerator.is_main_process:
+        claim_folder(config.out, config)
+    accelerator.wait_for_everyone()
+    accelerator.init_trackers("attriqa-exiqa", {key: str(value) for key, value in as_dict(config).items()})
+    torch.set_float32_matmul_precision("high")
+    try:
+        for fold in plan.folds:
+            if not (config.out / fold.name / "metrics.json").exists():
+                run_fold(config, plan, fold, accelerator)
+    except ImageError as error:
+        raise SystemExit(str(error)) from error
+    if accelerator.is_main_process:
+        summarise(config, plan)
+    accelerator.end_training()
+
+
+def plan_of(config: Config) -> Plan:
+    """Read the table and the images, and cut the folds."""
+    table = starting_table(config.init) if config.table is None else read_table(config.table)
+    limit = 24 if config.smoke else None
+    sides: dict[str, Any] = {"splits": config.splits, "held_out": config.held_out, "limit": limit}
+    if config.photos is not None:
+        patterns = config.photo_pattern, config.test_pattern
+        return photo_plan(config.photos, *patterns, chosen(table, config.distortions), **sides)
+    if config.manifest is not None:
+        return manifest_plan(config.manifest, chosen(table, config.distortions), **sides)
+    return rated_plan(str(config.data), table, config.distortions, unnamed=config.epochs == 0, **sides)
+
+
+def build(config: Config, plan: Plan) -> ExIQA:
+    """The model before the first step."""
+    kind = config.prompt_kind if config.prompts else "none"
+    shape = ExIQAConfig(plan.table, config.tune, cast(int, config.prompts), kind, logit_scale=config.logit_scale)
+    if config.init is not None:
+        net = continued(config.init, shape, fresh=bool(config.epochs), seed=config.seed)
+    else:
+        net = ExIQA(shape, clip_of(config.clip or str(config.clip_config), seed=config.seed), seed=config.seed)
+    for parameter in [*net.regressor.parameters(), *(parts_of(net)[1] if config.text_lr == 0 else ())]:
+        parameter.requires_grad_(False)  # the regressor's turn is phase 2
+    return net
+
+
+def tests_of(config: Config, plan: Plan, fold: Fold, net: ExIQA) -> list[HeldOut]:
+    """A fold's tests: its images as they are, or its photos with several distortions and with single ones."""
+    source = plan.source
+    if source.strengths is not None:
+        images = Files(source, net.preprocess.geometry, crop=config.crop, seed=config.seed)
+        return [HeldOut("test", images, tuple(fold.test), source.strengths[fold.train].mean(0))]
+    draws: dict[str, Any] = {"most": config.most, "passes": config.test_passes, "single_passes": config.single_passes}
+    draws |= {"crop": config.crop or min(net.preprocess.size), "shorter_edge": config.shorter_edge}
+    return photo_tests(source, fold.test, seed=config.seed, **draws)
+
+
+def predict(config: Config, net: ExIQA, test: HeldOut, accelerator: Accelerator) -> Predicted:
+    """Look at the images of a test, shared among the processes; all of them get all."""
+    numbers = np.array(test.numbers[accelerator.process_index :: accelerator.num_processes])
+    batches = loader(test.images, central(numbers), config.workers, config.seed)
+    bar = tqdm(batches, test.name, leave=False, disable=not accelerator.is_local_main_process)
+    with accelerator.autocast():
+        return Predicted.together(gather_object([identify_all(net, bar, accelerator.device)]))
+
+
+def run_fold(config: Config, plan: Plan, fold: Fold, accelerator: Accelerator) -> None:
+    """Train, test and write one split."""
+    try:
+        training = Training(config, plan, fold, accelerator)
+    except ValueError as error:  # a state of another run, a batch that cannot be filled, a crop that is too small
+        raise SystemExit(str(error)) from error
+    training.run()
+    history, sizes = training.done["history"], {"n_train": len(fold.train), "n_test": len(fold.test)}
+    result: dict[str, Any] = {"fold": fold.name, **sizes, "steps": training.steps, "history": history}
+    result["identification"] = history[-1]["tests"]
+    if plan.source.mos is not None:
+        result["score"] = learn_score(plan, fold, training)
+    if accelerator.is_main_process:
+        found = training.predicted[-1]
+        result["confusion"] = confusion(found.strengths, found.true).tolist()
+        here = ("data", "manifest", "photos", "out", "clip", "clip_config", "init", "table")  # what only we know
+        settings = {key: value for key, value in as_dict(config).items() if key not in here}
+        about = {"data": plan.source.name, "files": plan.source.digest(), "metrics": result}
+        provenance = {"recipe": "training/train_exiqa.py", "config": settings, **about}
+        training.net.save(config.out / fold.name / "model.safetensors", provenance)
+        write_json(config.out / fold.name / "metrics.json", result)
+        training.state.unlink(missing_ok=True)
+        training.kept.unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+
+
+def learn_score(plan: Plan, fold: Fold, training: "Training") -> dict[str, Any]:
+    """Phase 2: fit the regressor to frozen probabilities, which are computed once; what it reaches on the test."""
+    config, accelerator = training.config, training.accelerator
+    if not training.kept.exists():
+        kept = {"test": training.predicted[0].probs}
+        train = training.tests[0]._replace(name="probabilities", numbers=tuple(fold.train))
+        kept["train"] = predict(config, training.net, train, accelerator).probs
+        if accelerator.is_main_process:
+            with atomic_path(training.kept) as temporary:
+                save_file(kept, temporary)
+    accelerator.wait_for_everyone()
+    kept, mos = load_file(training.kept), cast(Tensor, plan.source.mos)
+    regressor = training.net.regressor.cpu()
+    rates: dict[str, Any] = {"epochs": config.regressor_epochs, "lr": config.regressor_lr, "seed": config.seed}
+    history = fit_regressor(regressor, kept["train"], mos[fold.train], batch=config.regressor_batch, **rates)
+    with torch.no_grad():
+        scores = regressor(kept["test"]).flatten().clamp(0, 1)  # as the model does
+    report = metrics.report(scores.tolist(), mos[fold.test].tolist(), seed=0, resamples=1000)
+    return {**report, "regressor_loss": history[-1]}
+
+
+class Training:
+    """Phase 1 of a split. ``done`` is what a checkpoint keeps beside tensors; the draws are functions of the step."""
+
+    def __init__(self, config: Config, plan: Plan, fold: Fold, accelerator: Accelerator) -> None:
+        self.config, self.accelerator = config, accelerator
+        self.name, folder = fold.name, config.out / fold.name
+        self.state, self.kept = folder / "state.safetensors", folder / "probabilities.safetensors"
+        self.net = build(config, plan).to(accelerator.device)
+        self.tests = tests_of(config, plan, fold, self.net)
+        self.predicted: list[Predicted] = []
+        self.source = plan.source.only(fold.train)
+        self.images = self.drawn(self.source)
+        parts, decay = parts_of(self.net), cast(float, config.weight_decay)
+        decays = zip(parts, (decay, decay, 0.0), strict=True)
+        optimizer = torch.optim.AdamW([{"params": part, "weight_decay": value} for part, value in decays])
+        self.learnt = nn.ParameterList(parameter for part in parts for parameter in part)  # nothing else changes
+        self.identity = {**as_dict(config), "fold": fold.name, "files": plan.source.digest()}
+        self.done: dict[str, Any] = {"step": 0, "loss_sum": 0.0, "loss_steps": 0, "history": []}
+        if self.state.exists():
+            self.done = load_state(self.state, {"learnt": self.learnt}, optimizer, config=self.identity)
+        items = np.arange(len(fold.train) * (1 if plan.source.strengths is not None else config.passes))
+        self.per_epoch = len(items) // config.batch
+        self.steps = cast(int, config.epochs) * self.per_epoch
+        share = {"process": accelerator.process_index, "processes": accelerator.num_processes, "seed": config.seed}
+        self.batches = GlobalBatches(items, config.batch, self.steps, first=self.done["step"], **share)
+        self.model, self.optimizer = accelerator.prepare(Identify(self.net), optimizer)
+        self.recent: list[Tensor] = []  # losses, on the device, that nobody has looked at
+        self.clock = time.perf_counter()
+
+    def drawn(self, source: Source) -> Files | Mixtures:
+        """Images as they are learnt from: changed in geometry alone and, if pristine, by what is to be named."""
+        config, prepare = self.config, self.net.preprocess
+        if source.strengths is not None:
+            return Files(source, prepare.geometry, crop=config.crop, seed=config.seed)
+        draws: dict[str, Any] = {"most": config.most, "clean_share": config.clean_share, "seed": config.seed}
+        return Mixtures(source, crop=config.crop or min(prepare.size), shorter_edge=config.shorter_edge, **draws)
+
+    def run(self) -> None:
+        """All steps that are left."""
+        config, first = self.config, self.done["step"]
+        batches = iter(loader(self.images, self.batches, config.workers, config.seed))
+        quiet = not self.accelerator.is_local_main_process
+        with tqdm(total=self.steps, initial=first, desc=self.name, unit="step", disable=quiet) as bar:
+            for step in range(first, self.steps):
+                self.step(step, next(batches))
+                bar.update()
+                done = step + 1
+                tested = done * config.tests // self.steps > step * config.tests // self.steps and done < self.steps
+                if tested or done == self.steps or done % config.log_every == 0 or done % config.save_every == 0:
+                    self.look(bar)
+                if tested:
+                    self.test()
+                if done % config.save_every == 0 or done == self.steps:
+                    self.save()
+        self.test()
+
+    def step(self, step: int, batch: Example) -> None:
+        """One optimizer step."""
+        config, accelerator = self.config, self.accelerator
+        seed = np.random.SeedSequence([config.seed, step, accelerator.process_index]).generate_state(1, np.uint64)
+        torch.manual_seed(int(seed[0]))  # dropout's draws, too, are a function of the step
+        rate = cosine(step / self.steps, config.warmup)
+        peaks = (config.lr, config.text_lr, config.weight_lr)
+        for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
+            group["lr"] = cast(float, peak) * rate
+        self.model.train()
+        loss = distortion_bce(self.model(batch.pixels(accelerator.device)), batch.strengths.to(accelerator.device))
+        self.optimizer.zero_grad()
+        accelerator.backward(loss)
+        self.optimizer.step()
+        self.recent.append(loss.detach())
+        self.done["step"] = step + 1
+
+    def look(self, bar: "tqdm[Any]") -> None:
+        """Wait for the losses since the last look: a loss that is not a number ends the run before it is saved."""
+        losses = self.accelerator.reduce(torch.stack(self.recent), "mean").tolist()
+        first = self.done["step"] - len(losses)
+        for step, loss in enumerate(losses, first):
+            if not math.isfinite(loss):
+                self.give_up(step, loss)
+        self.done["loss_sum"] += sum(losses)
+        self.done["loss_steps"] += len(losses)
+        self.recent.clear()
+        since, self.clock = self.clock, time.perf_counter()
+        speed, rate = len(losses) * self.config.batch / (self.clock - since), self.optimizer.param_groups[0]["lr"]
+        self.accelerator.log({"loss": losses[-1], "lr": rate, "images_per_second": speed}, step=self.done["step"])
+        bar.set_postfix(loss=f"{losses[-1]:.4f}", images_per_s=f"{speed:.1f}")
+
+    def give_up(self, step: int, loss: float) -> None:
+        """Say which images were in the batch of a loss that is not a number, and stop."""
+        path, (epoch, numbers) = self.state.with_name("bad_batch.json"), self.batches.whole(step)
+        files = [self.images.path(int(number)).name for number in numbers]
+        if self.accelerator.is_main_process:
+            write_json(path, {"step": step, "epoch": epoch, "loss": str(loss), "files": files})
+        raise SystemExit(f"the loss is {loss} at step {step}; {path} names its images. The last checkpoint is whole")
+
+    def test(self) -> None:
+        """Add a line to the history."""
+        self.predicted = [predict(self.config, self.net, test, self.accelerator) for test in self.tests]
+        found: dict[str, dict[str, float]] = {}
+        for test, (_, strengths, _, true) in zip(self.tests, self.predicted, strict=True):
+            found[test.name] = {"n": len(true)}
+            if self.source.named:
+                found[test.name] |= identification_metrics(strengths, true, test.constant, self.source.levels)
+            if ((true > 0).sum(1) == 1).all():
+                found[test.name] |= top1_by_level(strengths, true)
+        loss = self.done["loss_sum"] / max(1, self.done["loss_steps"])
+        row = {"step": self.done["step"], "epoch": self.done["step"] / self.per_epoch, "loss": loss, "tests": found}
+        self.done["history"].append(row)
+        self.done["loss_sum"], self.done["loss_steps"] = 0.0, 0
+        flat = {f"{name}/{key}": value for name, numbers in found.items() for key, value in numbers.items()}
+        self.accelerator.log(flat, step=self.done["step"])
+        self.clock = time.perf_counter()
+
+    def save(self) -> None:
+        """The checkpoint that a killed run goes on from."""
+        if self.accelerator.is_main_process:
+            counters = {**self.done, "config": self.identity}
+            save_state(self.state, {"learnt": self.learnt}, self.optimizer.optimizer, counters)
+        self.accelerator.wait_for_everyone()
+
+
+def summarise(config: Config, plan: Plan) -> None:
+    """Print and write the table of all splits."""
+    results = [json.loads((config.out / fold.name / "metrics.json").read_text()) for fold in plan.folds]
+    medians, lines = summary(results)
+    print("\n".join([plan.protocol, *lines]))
+    counts = np.sum([result["confusion"] for result in results], 0)
+    if counts.any():
+        write_confusion(config.out, counts, plan.source.keys, f"{plan.protocol}: {counts.sum()} images")
+    about = {"protocol": plan.protocol, "distortions": plan.source.keys, **medians}
+    write_json(config.out / "metrics.json", {**about, "folds": results})
+
+
+if __name__ == "__main__":
+    main()
