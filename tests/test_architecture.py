@@ -25,7 +25,7 @@ BOTTOM = {"recipe", "prompts"}
 LEAVES = {"assessment", "distortion_attributes", "distortions", "losses", "images", "metrics", "checkpoint"}
 LEAVES |= {"distortion_metrics", "signal_measures"}
 ON_LEAVES = {"datasets", "photos", "protocols", "pseudo_labels", "published", "teachers"}
-ON_LEAVES |= {"contact_sheet", "mixtures", "report", "timing", "training_state", "unlabelled", "views"}
+ON_LEAVES |= {"contact_sheet", "mixtures", "pairs", "report", "timing", "training_state", "unlabelled", "views"}
 COMMANDS = {"cli", "__main__", "demo", "scoring", "tables"}
 SHARED_MODELS = {"models.clip", "models.clip_prompts", "models.backbones"}
 
@@ -47,6 +47,9 @@ RULES["distortions"] = RULES["distortions.*"] = BOTTOM | {"distortions.*"}
 RULES["distorted_crops"] = BOTTOM | LEAVES | {"mixtures", "photos"}
 RULES["explain"] = BOTTOM | LEAVES | {"models", "models.*"}
 RULES["exiqa_sources"] = BOTTOM | LEAVES | {"datasets", "datasets.*", "mixtures", "protocols"}
+RULES["pair_files"] = BOTTOM | LEAVES | {"pairs"}
+RULES["pair_report"] = BOTTOM | LEAVES | {"published"}
+RULES["ab_page"] = BOTTOM | LEAVES | {"pair_files"}
 RULES["crops"] = BOTTOM | LEAVES | {"unlabelled"}
 RULES["exiqa_examples"] = BOTTOM | LEAVES | {"crops", "exiqa_sources", "mixtures"}
 RULES["exiqa_training"] = BOTTOM | LEAVES | {"exiqa_examples", "models", "models.*", "pretraining", "protocols"}

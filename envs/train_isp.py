@@ -1,0 +1,378 @@
+"""Train a policy that tunes a camera's ISP, picture by picture, towards what a quality model likes (ATTIQA, 5.2).
+
+    python envs/train_isp.py --photos photos --out runs/train_isp
+    python envs/train_isp.py --raw raws --algo sac
+    python envs/train_isp.py --fivek fivek_dataset --split train.txt test.txt
+
+Images: --photos, ordinary photos, each turned into several plausible raw files (attriqa_envs/unprocess.py); --raw, a
+folder of raw files; or --fivek, the root of MIT-Adobe FiveK. Files that cannot be read are left out and listed. A share
+of the images, drawn by --seed, is for tests (FiveK: or the second of the lists --split).
+
+Every --eval-every steps the deterministic policy tunes the test images from the camera's default. What it gains in
+reward and score is printed beside the gains of held-out judges (--judges), which nothing optimises, and an alarm where
+the score has risen and a judge has fallen since (attriqa_envs/alarm.py): the reward is being hacked.
+
+A run that was interrupted or killed goes on with the same command. Episodes begin anew with every rollout, and what is
+random is a function of --seed and of the steps taken, so it does what an uninterrupted one does, up to rounding (the
+score of an image depends by 1e-7 on the batch that it is scored in).
+SIGINT and SIGTERM save and exit with status 130: PPO at once, from the beginning of its rollout or after its update;
+the others after the steps until their next update. A second signal does not wait, and costs what was not yet saved.
+
+Writes OUT/policy (attriqa_envs.policy.load_policy reads it), OUT/metrics.json, OUT/learning_curve.png, and
+OUT/tensorboard where TensorBoard is installed.
+"""
+
+import dataclasses
+import fnmatch
+import importlib.util
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3 import DQN, PPO, SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from tqdm import tqdm
+
+from attriqa import QualityReward
+from attriqa.recipe import as_dict, claim_folder, opt, parse_config, write_json
+from attriqa.training_state import StateError
+from attriqa_envs.alarm import Look, find_alarms
+from attriqa_envs.core import ISPCore
+from attriqa_envs.evaluation import Evaluator, make_judge
+from attriqa_envs.fivek import FiveK, read_splits
+from attriqa_envs.learning_curve import draw_curve, entry_of, line_of
+from attriqa_envs.parameters import table_hash
+from attriqa_envs.policy import Algorithm, policy_options, save_policy
+from attriqa_envs.raw_cache import RenditionCache, Source, find_images
+from attriqa_envs.rl_state import load_run, save_run, standing_of
+from attriqa_envs.sb3 import ISPTuningSB3
+from attriqa_envs.tuning_images import Pictures, read_pictures, split_pictures
+from attriqa_envs.tuning_state import TuningTask
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a run does. A step is one of one environment."""
+
+    photos: Path | None = opt(None, "folder of photos, and the folders in it")
+    photo_pattern: str = opt("*", "which files of --photos are used, by name")
+    raw: Path | None = opt(None, "instead: folder of raw files, and the folders in it")
+    fivek: Path | None = opt(None, "instead: root of MIT-Adobe FiveK")
+    split: tuple[Path, Path] | None = opt(None, "FiveK: lists of the photos to train on, and to test on")
+    out: Path = opt(Path("runs/train_isp"), "where everything goes")
+    cache: Path | None = opt(None, "folder that keeps decoded files; OUT/cache unless given")
+    model: str = opt("default", "what is optimised: default, or the path of a checkpoint")
+    judges: tuple[str, ...] = opt(
+        ("sharpness", "noisiness"), "held-out: contrast, colorfulness, noisiness, sharpness, default or checkpoints"
+    )
+    algo: Algorithm = opt("ppo", "algorithm; dqn chooses among the 37 tools of DRL-ISP, the others move ISP parameters")
+    steps: int = opt(50_000, "steps to train for, rounded up to whole rollouts")
+    envs: int = opt(16, "environments, rendered and scored in one batch")
+    side: int = opt(128, "px of the pictures, central squares")
+    variants: int = opt(4, "photos: raw files made of each photo to train on")
+    horizon: int | None = opt(None, "steps of an episode: 5, dqn 3")
+    parameters: tuple[str, ...] | None = opt(None, "ISP parameters that may change; all unless given")
+    step_size: float = opt(0.25, "change by an action of 1, where parameters range over [-1, 1]")
+    distance_weight: float = opt(0.02, "lambda: reward per mean squared distance from the default, ranges [-1, 1]")
+    clipping_weight: float = opt(0.1, "mu: reward per share of clipped pixels")
+    random_start: float = opt(0.0, "training episodes begin off the default by up to so much, ranges [-1, 1]")
+    test_share: float = opt(0.2, "of the images")
+    test_most: int = opt(48, "test images that are used, at most")
+    episodes: int = opt(8, "of each environment per rollout of ppo; the others learn after one, dqn after four")
+    epochs: int = opt(5, "ppo: passes over a rollout")
+    batch: int = opt(64, "transitions per gradient step")
+    replay_ratio: float = opt(0.25, "sac, td3, dqn: gradient steps per transition")
+    buffer: int = opt(20_000, "sac, td3, dqn: transitions kept, 25 kB each")
+    learning_starts: int = opt(1_000, "sac, td3, dqn: steps at random before the first gradient step")
+    lr: float = opt(3e-4, "Adam: learning rate")
+    gamma: float = opt(0.99, "discount per step")
+    eval_every: int = opt(5_000, "steps between evaluations")
+    save_every: int = opt(5_000, "steps between checkpoints")
+    device: str = opt("cpu", "cpu or cuda")
+    seed: int = opt(0, "of everything random")
+    smoke: bool = opt(False, "a size for tests: eight images of 64 px, two rollouts")
+
+    def __post_init__(self) -> None:
+        if sum(source is not None for source in (self.photos, self.raw, self.fivek)) != 1:
+            raise ValueError("--photos, --raw, --fivek: expected one of them")
+        if self.split is not None and self.fivek is None:
+            raise ValueError("--split: expected none without --fivek")
+        counts = ("steps", "envs", "variants", "test_most", "episodes", "epochs", "batch", "buffer")
+        for name in (*counts, "eval_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
+        if not (self.lr > 0 and 0 < self.gamma <= 1 and self.replay_ratio > 0 and 0 < self.test_share < 1):
+            raise ValueError("--lr, --replay-ratio: expected more than 0; --gamma: (0, 1]; --test-share: (0, 1)")
+        rollout = self.envs * self.episodes * self.task.steps
+        if self.algo == "ppo" and not self.smoke and rollout % self.batch:
+            raise ValueError(
+                f"--batch: expected a divisor of --envs x --episodes x --horizon = {rollout}; got {self.batch}"
+            )
+        if self.device != "cpu" and not torch.cuda.is_available():
+            raise ValueError(f"--device: expected cpu, as PyTorch finds no GPU; got {self.device}")
+
+    @property
+    def task(self) -> TuningTask:
+        """What the policy is trained for."""
+        return TuningTask(
+            mode="tools" if self.algo == "dqn" else "params",
+            parameters=self.parameters,
+            horizon=self.horizon,
+            step_size=self.step_size,
+            distance_weight=self.distance_weight,
+            clipping_weight=self.clipping_weight,
+            random_start=self.random_start,
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train to the end, from wherever the folder stands."""
+    config = parse_config(Config, argv, __doc__)
+    if config.smoke:
+        small: dict[str, Any] = {"side": 64, "envs": 4, "steps": 32, "horizon": 2, "episodes": 2, "batch": 8}
+        small |= {"variants": 1, "buffer": 64, "learning_starts": 8, "eval_every": 16, "save_every": 16}
+        config = replace(config, **small)
+    claim_folder(config.out, config)
+    if not (config.out / "metrics.json").exists():
+        try:
+            run(config, *prepare(config))
+        except StateError as error:
+            raise SystemExit(str(error)) from error
+    report(json.loads((config.out / "metrics.json").read_text(encoding="utf-8")))
+
+
+# Images.
+
+
+def prepare(config: Config) -> tuple[Pictures, QualityReward, Evaluator]:
+    """All that the command line names; what is wrong with it ends the program."""
+    try:
+        pictures = load_pictures(config)
+        reward = QualityReward(config.model, view="full", device=config.device)
+        names = dict.fromkeys(config.judges)
+        judges = {name: make_judge(name, device=config.device, optimised=reward.identity) for name in names}
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from error
+    task = replace(config.task, random_start=0.0)
+    core = ISPCore(pictures.test, reward, min(config.envs, len(pictures.test)), task)
+    return pictures, reward, Evaluator(core, judges)
+
+
+def load_pictures(config: Config) -> Pictures:
+    """The images of the command line, split by file."""
+    root = config.photos or config.raw or config.fivek
+    assert root is not None
+    cache = RenditionCache(config.cache or config.out / "cache", config.side)
+    chosen = find_sources(config)
+    if config.smoke:
+        chosen = [sources[:8] for sources in chosen]
+    if len(chosen) == 1:
+        pictures = split_pictures(chosen[0], cache, root=root, test_share=config.test_share, seed=config.seed)
+    else:
+        pictures = read_pictures(chosen[0], chosen[1], cache, root=root)
+    for line in pictures.unreadable:
+        tqdm.write(f"left out: {line}", file=sys.stderr)
+    pictures = pictures.sample_test(config.test_most, config.seed)
+    if config.photos is not None:
+        pictures = pictures.unprocessed(config.variants, config.seed)
+    return pictures.to(config.device)
+
+
+def find_sources(config: Config) -> list[list[Source]]:
+    """The files: one list that is to be split, or one to train and one to test on."""
+    if config.fivek is not None:
+        dataset = FiveK(config.fivek)
+        if config.split is None:
+            return [[photo.source for photo in dataset.photos]]
+        lists = read_splits(dict(zip(("train", "test"), config.split, strict=True)))
+        chosen = [[photo.source for photo in dataset.select(numbers)] for numbers in lists.values()]
+        for path, sources in zip(config.split, chosen, strict=True):
+            if not sources:
+                raise ValueError(f"--split: expected photos that {config.fivek} has; none of {path} is there")
+        return chosen
+    if config.raw is not None:
+        return [find_images(config.raw, kind="raw")]
+    assert config.photos is not None
+    sources = find_images(config.photos, kind="photo")
+    chosen_photos = [source for source in sources if fnmatch.fnmatch(source.path.name, config.photo_pattern)]
+    if not chosen_photos:
+        raise ValueError(
+            f"--photo-pattern: expected one that photos in {config.photos} have; got none of {len(sources)}"
+        )
+    return [chosen_photos]
+
+
+# Training.
+
+
+class Interrupted(Exception):  # noqa: N818 (no error)
+    """A signal came, and what was learnt is saved."""
+
+
+def build(config: Config, env: ISPTuningSB3) -> BaseAlgorithm:
+    """The algorithm before its first step."""
+    shared: dict[str, Any] = {"learning_rate": config.lr, "gamma": config.gamma, "batch_size": config.batch}
+    shared |= {"policy_kwargs": policy_options(config.algo), "seed": config.seed, "device": config.device}
+    horizon = config.task.steps
+    if config.algo == "ppo":
+        return PPO("MultiInputPolicy", env, n_steps=horizon * config.episodes, n_epochs=config.epochs, **shared)
+    steps = horizon * (4 if config.algo == "dqn" else 1)  # tools end early: few episodes are to be cut by a rollout
+    shared |= {"buffer_size": config.buffer, "learning_starts": config.learning_starts, "train_freq": steps}
+    shared |= {"gradient_steps": max(1, round(config.replay_ratio * steps * config.envs))}
+    if config.algo == "dqn":
+        return DQN("MultiInputPolicy", env, target_update_interval=500, exploration_fraction=0.3, **shared)
+    if config.algo == "sac":
+        return SAC("MultiInputPolicy", env, **shared)
+    size = np.prod(env.action_space.shape or ())
+    return TD3("MultiInputPolicy", env, action_noise=NormalActionNoise(np.zeros(size), np.full(size, 0.1)), **shared)
+
+
+class Training(BaseCallback):
+    """What happens between rollouts: evaluation, checkpoints, the draws of the next one.
+
+    ``curve`` has an entry per evaluation.
+    """
+
+    def __init__(self, config: Config, evaluator: Evaluator, identity: dict[str, Any]) -> None:
+        super().__init__()
+        self.config, self.evaluator, self.identity = config, evaluator, identity
+        self.curve: list[dict[str, Any]] = []
+        self.signalled = False
+        self.standing: dict[str, Any] = {}
+        self.saved = 0
+
+    def resume(self, model: BaseAlgorithm) -> None:
+        """Bring a new model and this object to where the folder stands."""
+        about = load_run(self.config.out / "checkpoints", model)
+        if about is None:
+            return
+        for name, mine in self.identity.items():
+            if about["identity"].get(name) != mine:
+                raise StateError(
+                    f"{self.config.out} holds a run with other {name}: its files have changed; choose another --out"
+                )
+        self.curve, self.saved = about["curve"], model.num_timesteps
+
+    def _on_training_start(self) -> None:
+        self.bar = tqdm(total=self.config.steps, initial=self.num_timesteps, desc=self.config.algo, unit="step")
+
+    def _on_rollout_start(self) -> None:
+        if not self.curve or self.due(self.config.eval_every, self.curve[-1]["step"]):
+            self.evaluate()
+        self.standing = standing_of(self.model)
+        if self.signalled or self.due(self.config.save_every, self.saved):
+            self.save()
+        if self.signalled:
+            raise Interrupted
+        key = [self.config.seed, self.model.num_timesteps]
+        self.model.set_random_seed(int(np.random.SeedSequence(key).generate_state(1)[0]) >> 1)
+        env = self.training_env
+        self.model._last_obs = env.reset()  # type: ignore[assignment]
+        self.model._last_episode_starts = np.ones(env.num_envs, np.bool_)
+
+    def due(self, every: int, last: int) -> bool:
+        """Whether a multiple of ``every`` has been reached since."""
+        return self.model.num_timesteps // every > last // every
+
+    def _on_step(self) -> bool:
+        self.bar.update(self.training_env.num_envs)
+        if self.signalled and isinstance(self.model, OnPolicyAlgorithm):  # its weights are those of the rollout's start
+            self.save()
+            raise Interrupted
+        return True
+
+    def save(self) -> None:
+        """Write a checkpoint of the last beginning of a rollout."""
+        about = {"identity": self.identity, "curve": self.curve}
+        save_run(self.config.out / "checkpoints", self.model, self.standing, about)
+        self.saved = self.standing["num_timesteps"]
+
+    def evaluate(self) -> None:
+        """Tune the test images, look for alarms, draw the curve."""
+        gains = self.evaluator.run(lambda seen: self.model.predict(seen, deterministic=True)[0])
+        entry = entry_of(self.model.num_timesteps, gains)
+        self.curve.append(entry)
+        looks = [Look(row["step"], row["images"]["score_gain"], row["images"]["judge_gains"]) for row in self.curve]
+        alarms = find_alarms(looks)
+        entry["alarms"] = [dataclasses.asdict(alarm) for alarm in alarms]
+        for line in (line_of(entry), *map(str, alarms)):
+            tqdm.write(line)
+        for name in ("reward", "score_gain", "clipped"):
+            self.logger.record(f"eval/{name}", entry[name])
+        for name, value in entry["judge_gains"].items():
+            self.logger.record(f"eval/judge_{name}", value)
+        draw_curve(self.config.out / "learning_curve.png", self.curve)
+
+
+def run(config: Config, pictures: Pictures, reward: QualityReward, evaluator: Evaluator) -> None:
+    """All steps that are left, and the files at the end."""
+    env = ISPTuningSB3(ISPCore(pictures.train, reward, config.envs, config.task))
+    model = build(config, env)
+    model.set_logger(Logger(None, outputs(config.out)))
+    identity = {"images": pictures.names(), "weights of the reward": reward.identity, "ISP parameters": table_hash()}
+    training = Training(config, evaluator, identity)
+    training.resume(model)
+
+    def note(number: int, _: object) -> None:
+        training.signalled = True
+        signal.signal(number, signal.SIG_DFL)  # a second one does not wait
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        model.learn(max(0, config.steps - model.num_timesteps), callback=training, reset_num_timesteps=False)
+    except Interrupted:
+        tqdm.write(f"interrupted and saved at step {training.saved}; the same command goes on", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    training.evaluate()
+    metrics = {"protocol": protocol_of(config, pictures), "step": model.num_timesteps, "curve": training.curve}
+    here = ("photos", "raw", "fivek", "split", "out", "cache")  # what only this machine knows
+    known = {name: value for name, value in as_dict(config).items() if name not in here}
+    about = {"config": known, **identity, "last": training.curve[-1], "protocol": metrics["protocol"]}
+    save_policy(config.out / "policy", model.policy, algorithm=config.algo, task=config.task, about=about)
+    write_json(config.out / "metrics.json", metrics | {"unreadable": list(pictures.unreadable)})
+
+
+def outputs(out: Path) -> list[Any]:
+    """Where stable-baselines3 logs to: TensorBoard, where it is installed."""
+    found = importlib.util.find_spec("tensorboard") is not None
+    return [TensorBoardOutputFormat(str(out / "tensorboard"))] if found else []
+
+
+# Results.
+
+
+def protocol_of(config: Config, pictures: Pictures) -> str:
+    """What the numbers are of."""
+    return (
+        f"mean gains over {len(pictures.test)} test images of {config.side} px that the policy was not trained on, "
+        f"after {config.task.steps} steps of the deterministic policy from the camera's default; trained on "
+        f"{len(pictures.train)} images of {len(pictures.train_files)} files"
+    )
+
+
+def report(metrics: dict[str, Any]) -> None:
+    """Every number of the curve."""
+    print(metrics["protocol"])
+    for entry in metrics["curve"]:
+        print(line_of(entry))
+        for alarm in entry["alarms"]:
+            print(f"  alarm: {alarm}")
+
+
+if __name__ == "__main__":
+    main()
