@@ -33,6 +33,7 @@ def printed(text: str) -> list[list[list[str]]]:
     return tables
 
 
+@pytest.mark.slow
 def test_the_tables_printed_are_the_numbers_written(folder: Path, tmp_path: Path, run_recipe: Run) -> None:
     done = run_recipe("evals/attributes.py", "--photos", folder, "--all-photos", "--smoke", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from attriqa import cli
+from attriqa.distortions import DISTORTION_KEYS
 from attriqa.tables import COLUMNS
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ def test_the_real_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert result.returncode == 1, result.stderr
     assert result.stderr.startswith("photos/bad.png: ")
     header, *rows = table(tmp_path / "s.csv")
-    assert header == list(COLUMNS)
+    assert header == [*COLUMNS, *DISTORTION_KEYS]
     assert [row[0] for row in rows] == ["photos/000.png", "photos/001.png"]
     assert all(0 <= float(value) <= 1 for row in rows for value in row[1:])
     identity = json.loads((tmp_path / "s.csv.meta.json").read_text())["identity"]

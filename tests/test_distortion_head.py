@@ -151,6 +151,7 @@ def trained(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory, run_re
     return root
 
 
+@pytest.mark.slow
 def test_the_recipe_adds_a_head_and_changes_nothing_else(trained: Path) -> None:
     before, after = (load_with_provenance(trained / name) for name in ("init.safetensors", "out/model.safetensors"))
     old, new = before.model(pictures()), after.model(pictures())
@@ -165,6 +166,7 @@ def test_the_recipe_adds_a_head_and_changes_nothing_else(trained: Path) -> None:
     assert {"rmse", "rmse_mean", "mean_average_precision", "protocol"} <= set(record["metrics"])
 
 
+@pytest.mark.slow
 def test_the_measure_looks_at_unseen_photos_alone(
     trained: Path, photo_folder: Path, tmp_path: Path, run_recipe: Run
 ) -> None:

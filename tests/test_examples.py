@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -22,6 +23,7 @@ def test_the_reward_gives_scores_reasons_and_gradients(run_recipe: Recipe) -> No
         assert float(line.split()[-1]) > 0  # the gradient's norm
 
 
+@pytest.mark.slow
 def test_enhancing_raises_the_score_and_shows_both(
     run_recipe: Recipe, tmp_path: Path, photos: list[NDArray[np.uint8]]
 ) -> None:

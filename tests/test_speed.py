@@ -55,6 +55,7 @@ def test_every_part(run_recipe: Recipe, tmp_path: Path) -> None:
     assert cold["import_torch_s"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -24,6 +24,7 @@ OTHER_DRAWS = {
 }
 
 
+@pytest.mark.slow
 def test_both_sides_do_the_same_and_every_number_is_written(run_recipe: Recipe, tmp_path: Path) -> None:
     done = run_recipe("evals/speed_distort.py", "--smoke", "--out", tmp_path)
     assert done.returncode == 0, done.stderr

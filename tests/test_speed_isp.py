@@ -35,6 +35,7 @@ def measure() -> Iterator[Callable[..., None]]:
     del sys.modules[spec.name]
 
 
+@pytest.mark.slow
 def test_smoke(tmp_path: Path, run_recipe: Run) -> None:
     weights = small_net.save(tmp_path / "small.safetensors")
     done = run_recipe("evals/speed_isp.py", "--smoke", "--model", weights, "--out", tmp_path)

@@ -129,6 +129,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_a_whole_state(tmp_path: Path) -> None:
     path = tmp_path / "state"
     for delay in (0.0, 0.013, 0.031):
