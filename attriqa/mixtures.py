@@ -104,7 +104,7 @@ def apply_recipes(
     done = [0] * len(recipes)  # steps of each
     while True:
         # Only the order within an image counts. So the images whose next step is the same one go together, and those
-        # with a long way to go first: at B = 16 that is 30 % fewer calls than step by step.
+        # with a long way to go first: fewer calls than step by step.
         weight: dict[int, int] = defaultdict(int)
         for recipe, at in zip(recipes, done, strict=True):
             if at < len(recipe.order):

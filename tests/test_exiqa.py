@@ -16,8 +16,9 @@ from attriqa import checkpoint
 from attriqa.assessment import Assessment
 from attriqa.checkpoint import CheckpointError
 from attriqa.distortion_attributes import DISTORTION_ATTRIBUTES, DistortionAttributes, table_hash
+from attriqa.losses import strength_loss
 from attriqa.models.clip import CLIPTowers, build_clip, load_clip
-from attriqa.models.exiqa import ExIQA, ExIQAConfig, distortion_bce, load, transfer
+from attriqa.models.exiqa import ExIQA, ExIQAConfig, load, transfer
 
 if TYPE_CHECKING:
     from tests import small_clip
@@ -64,7 +65,7 @@ def train(model: ExIQA, steps: int = 4, lr: float = 0.02) -> list[float]:
     model.train()
     losses = []
     for _ in range(steps):
-        loss = distortion_bce(model.identify(pictures()).strengths, targets())
+        loss = strength_loss(model.identify(pictures()).strengths, targets())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -180,7 +181,7 @@ def test_the_loss_is_equation_8() -> None:
     predicted, strengths = torch.tensor([[0.2, 0.9], [0.5, 0.0]]), torch.tensor([[0.0, 0.8], [1.0, 0.0]])
     p, t = predicted.double().clamp(1e-6, 1 - 1e-6), strengths.double()
     expected = -(t * p.log() + (1 - t) * (1 - p).log()).mean()
-    assert distortion_bce(predicted, strengths).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert strength_loss(predicted, strengths).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 # What learns

@@ -269,14 +269,14 @@ def test_a_run_stopped_in_phase_2_does_not_repeat_phase_1(
 def test_a_loss_that_is_no_number_stops_with_the_images_of_its_batch(
     run: Run, recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bce, calls = recipe.distortion_bce, list[int]()
+    bce, calls = recipe.strength_loss, list[int]()
 
     def spoilt(predicted: Tensor, true: Tensor) -> Tensor:
         calls.append(0)
         loss: Tensor = bce(predicted, true)
         return loss * float("nan") if len(calls) == 8 else loss
 
-    monkeypatch.setattr(recipe, "distortion_bce", spoilt)
+    monkeypatch.setattr(recipe, "strength_loss", spoilt)
     with pytest.raises(SystemExit, match=r"the loss is nan at step 7; .*bad_batch\.json names its images"):
         run("out", *WHOLE)
     bad = json.loads((tmp_path / "out" / "split0" / "bad_batch.json").read_text())

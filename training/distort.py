@@ -297,7 +297,7 @@ def save(path: Path, images: Tensor, format: Literal["png", "webp"]) -> None:  #
         if format == "webp":
             Image.fromarray(pixels).save(temporary, "WEBP", lossless=True)
         else:
-            # Of zlib's levels, 6 takes nearly twice the time of 4 and saves 1 %.
+            # Of zlib's levels, 6 takes much longer than 4 and saves little.
             Image.fromarray(pixels).save(temporary, "PNG", compress_level=4)
 
 

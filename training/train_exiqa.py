@@ -54,7 +54,8 @@ from attriqa.exiqa_training import (
     write_confusion,
 )
 from attriqa.images import ImageError
-from attriqa.models.exiqa import ExIQA, ExIQAConfig, distortion_bce
+from attriqa.losses import strength_loss
+from attriqa.models.exiqa import ExIQA, ExIQAConfig
 from attriqa.pretraining import cosine
 from attriqa.protocols import Fold
 from attriqa.recipe import as_dict, atomic_path, claim_folder, opt, parse_config, write_json
@@ -328,7 +329,7 @@ class Training:
         for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
             group["lr"] = cast(float, peak) * rate
         self.model.train()
-        loss = distortion_bce(self.model(batch.pixels(accelerator.device)), batch.strengths.to(accelerator.device))
+        loss = strength_loss(self.model(batch.pixels(accelerator.device)), batch.strengths.to(accelerator.device))
         self.optimizer.zero_grad()
         accelerator.backward(loss)
         self.optimizer.step()

@@ -22,12 +22,9 @@ from attriqa.distortion_attributes import (
     sentences,
     table_hash,
 )
-from attriqa.losses import strength_loss
 from attriqa.models.clip import CLIPTowers, build_clip, load_clip, weights_hash
 from attriqa.models.clip_prompts import PromptKind, VisualPrompts
 from attriqa.recipe import as_dict
-
-distortion_bce = strength_loss  # equation 8
 
 
 @dataclass(frozen=True)
