@@ -12,8 +12,7 @@ training/distort.py made; --photos, pristine photos that are distorted as they c
 2. Score, where there are opinions (--data): a regressor on frozen attribute probabilities (9), computed once.
 
 Splits keep a reference on one side; each writes OUT/splitN/model.safetensors. OUT/metrics.json holds every number that
-is printed, OUT/confusion.png shows which single distortion is taken for which. A killed run goes on with the same
-command; on a CPU it ends with the very weights of an uninterrupted one.
+is printed, OUT/confusion.png which distortion is taken for which. A killed run goes on with the same command.
 """
 
 import json
