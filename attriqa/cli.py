@@ -82,8 +82,6 @@ def make_scorer(args: argparse.Namespace) -> "QualityReward":
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's ways to say no
         raise CommandError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
     try:
-        if args.view is None:
-            return QualityReward(args.model, device=args.device)
         return QualityReward(args.model, device=args.device, view=args.view)
     except OSError as error:
         raise CommandError(f"--model {args.model}: {error.filename}: {error.strerror}") from None
@@ -100,8 +98,6 @@ def _run_explain(args: argparse.Namespace) -> int:
     from PIL import Image
 
     from attriqa import explain, images
-    from attriqa.distortions import DISTORTION_KEYS
-    from attriqa.prompts import ATTRIBUTES
     from attriqa.recipe import atomic_path
     from attriqa.report import printable
 
@@ -115,13 +111,14 @@ def _run_explain(args: argparse.Namespace) -> int:
     if out.resolve() == image_path.resolve():
         raise CommandError(f"--out {out}: is also the input")
     try:
-        explain.find_output(args.of)
+        if args.model == "default":
+            explain.find_output(args.of)  # before the model is loaded
         scorer = make_scorer(args)
-        explain.find_output(args.of, scorer.names[1 + len(ATTRIBUTES) :])
+        explain.find_output(args.of, scorer.model.distortions, scorer.model.attributes)
     except ValueError as error:
         raise CommandError(f"--{error}") from None
     said = next(iter(scorer.score_files([image_path])))
-    if said.score is None or said.attributes is None:
+    if said.score is None:
         print(f"{printable(args.image)}: {printable(said.error or 'the model gave no score')}", file=sys.stderr)
         return 1
     picture = images.read(image_path)[None]
@@ -132,10 +129,12 @@ def _run_explain(args: argparse.Namespace) -> int:
         Image.fromarray(explain.overlay(picture[0], found)).save(temporary, format="PNG")
     what = (
         f"it sees {args.of}"
-        if args.of in DISTORTION_KEYS
+        if args.of in scorer.model.distortions
         else f"{'the score' if args.of == 'score' else args.of} is lost"
     )
-    print(f"{printable(args.image)}: score {said.score:.3f}\nwhy: {explain.why(said.attributes, said.distortions)}")
+    print(
+        f"{printable(args.image)}: score {said.score:.3f}\nwhy: {explain.why(said.attributes, said.distortions, keys=scorer.model.distortions)}"
+    )
     shown = (
         f"coloured where {what}, brightest where most"
         if found.any()
@@ -221,8 +220,8 @@ def _add_demo(commands: Any) -> None:
 
 
 def _add_scorer(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="default", help="'default', or a .safetensors checkpoint [default]")
-    parser.add_argument("--view", choices=("five_crop", "full"), help="what the model looks at [the scorer's default]")
+    parser.add_argument("--model", default="default", help="'default', or a checkpoint of any kind of model [default]")
+    parser.add_argument("--view", choices=("five_crop", "full", "own"), help="what the model looks at [its usual view]")
     parser.add_argument("--device", default="cpu", help="torch device, such as cuda or cuda:1 [cpu]")
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads [as many as there are cores]")
 

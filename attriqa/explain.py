@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from attriqa.distortions import DISTORTION_KEYS, DISTORTIONS
 from attriqa.images import check, resize_shorter
 from attriqa.models.attribute_net import AttributeNet
+from attriqa.models.base import QualityModel
 from attriqa.models.clip_prompts import VisualPrompts
-from attriqa.models.exiqa import ExIQA
 from attriqa.prompts import ATTRIBUTES
 
 _WINDOW = 0.1  # standard deviation of the Gaussian window, of the shorter side
@@ -28,6 +28,8 @@ _CELL = 16  # pixels between windows, at the model's size
 _SHARE = 0.5  # of the pooling weight, moved to a window and taken from it
 _LEAST = 1e-3  # a map whose every region moves the output by less shows rounding, and is left empty
 _VARIANCE_FLOOR = 1e-5  # the one of AttributeNet.pool
+
+_Place = tuple[str, int, int]  # field of an Assessment, column, and 1 where more of it is bad, else -1
 
 _STRONG, _SOME = 0.6, 0.3  # strengths from which a distortion is called so
 _LOW, _VERY_LOW = 0.25, 0.1  # a tenth of natural photos lie below 0.1
@@ -42,21 +44,23 @@ _COLORS = (
 )  # fmt: skip
 
 
-def find_output(of: str, distortions: Sequence[str] = DISTORTION_KEYS) -> str:
+def find_output(of: str, distortions: Sequence[str] = DISTORTION_KEYS, attributes: Sequence[str] = ATTRIBUTES) -> str:
     """``of`` itself, once it is known to name something that a model says.
 
     Args:
-        of: ``"score"``, one of `ATTRIBUTES`, or one of ``distortions``.
+        of: ``"score"``, one of ``attributes``, or one of ``distortions``.
         distortions: the keys of those that the model tells; empty: it has no head for them.
+        attributes: the names of those that it tells.
 
     Raises:
         ValueError: it is none of them; the message suggests the nearest.
     """
-    qualities = ("score", *ATTRIBUTES)
+    qualities = ("score", *attributes)
     if of in qualities or of in distortions:
         return of
-    if of in DISTORTION_KEYS and not distortions:
-        raise ValueError(f"of: expected {', '.join(qualities)}, as this model tells no distortions; got {of!r}")
+    for kind, every, told in (("distortions", DISTORTION_KEYS, distortions), ("attributes", ATTRIBUTES, attributes)):
+        if of in every and not told:
+            raise ValueError(f"of: expected {', '.join(qualities)}, as this model tells no {kind}; got {of!r}")
     name = of.lower().replace("-", "_").replace(" ", "_")
     near = difflib.get_close_matches(name, (*qualities, *distortions), n=1, cutoff=0.4)
     known = ", ".join(qualities) + (" or a distortion's key" if distortions else "")
@@ -79,8 +83,8 @@ def saliency(model: nn.Module, images: Tensor, of: str = "score") -> Tensor:
     Args:
         model: an `AttributeNet`, or a module ``(B, 3, H, W) -> Assessment`` around an open_clip vision transformer.
         images: ``(B, 3, H, W)`` sRGB in [0, 1], sides of at least 32 px.
-        of: what is explained: ``"score"`` or one of `ATTRIBUTES` (the map shows what **lowers** it), or the key of a
-            distortion, of `DISTORTION_KEYS` or of an `ExIQA`'s own table (the map shows what **raises** its strength).
+        of: what is explained: ``"score"`` or an attribute (the map shows what **lowers** it), or the key of a distortion
+            that the model tells (the map shows what **raises** its strength).
 
     Returns:
         ``(B, H, W)`` float32 in [0, 1] on the images' device; the most salient pixel of each image is 1, and a map
@@ -92,12 +96,16 @@ def saliency(model: nn.Module, images: Tensor, of: str = "score") -> Tensor:
     check(images)
     wide = images.detach().float()
     if isinstance(model, AttributeNet):
-        find_output(of, DISTORTION_KEYS if model.distortion_head is not None else ())
+        find_output(of, model.distortions)
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             return torch.cat([_contributions(model, image[None], of) for image in wide])
-    keys = tuple(entry.key for entry in model.config.table) if isinstance(model, ExIQA) else DISTORTION_KEYS
-    find_output(of, keys)
-    return torch.cat([_seen_by_patches(model, image[None], of, keys) for image in wide])
+    known = (ATTRIBUTES, DISTORTION_KEYS)
+    attributes, distortions = (model.attributes, model.distortions) if isinstance(model, QualityModel) else known
+    find_output(of, distortions, attributes)
+    places: dict[str, _Place] = {"score": ("score", 0, -1)}
+    places |= {name: ("attributes", index, -1) for index, name in enumerate(attributes)}
+    places |= {key: ("distortions", index, 1) for index, key in enumerate(distortions)}
+    return torch.cat([_seen_by_patches(model, image[None], places[of]) for image in wide])
 
 
 def _contributions(net: AttributeNet, image: Tensor, of: str) -> Tensor:
@@ -153,24 +161,20 @@ def _harm(net: AttributeNet, pooled: Tensor, of: str) -> Tensor:
     return -(raw / net.attribute_scale)[:, ATTRIBUTES.index(of)]
 
 
-def _seen_by_patches(model: nn.Module, image: Tensor, of: str, keys: Sequence[str]) -> Tensor:
-    """(1, 3, H, W) -> (1, H, W): how much each patch of the centre square bears on ``of`` where that is bad."""
+def _seen_by_patches(model: nn.Module, image: Tensor, place: _Place) -> Tensor:
+    """(1, 3, H, W) -> (1, H, W): how much each patch of the centre square bears on an output where that is bad."""
+    field, index, sign = place
 
     def harm(seen: Tensor) -> Tensor:
-        said = model(seen)
-        if of in keys:
-            values, sign, index = said.distortions, 1, keys.index(of)
-        elif of == "score":
-            values, sign, index = said.score[:, None], -1, 0
-        else:
-            values, sign, index = said.attributes, -1, ATTRIBUTES.index(of)
+        values: Tensor | None = getattr(model(seen), field)
         if values is None:
-            raise ValueError(f"of: {type(model).__name__} does not tell {of!r}")
-        return cast(Tensor, sign * values[0, index])
+            raise ValueError(f"of: {type(model).__name__} tells no {field}")
+        return sign * values.view(1, -1)[0, index]
 
     relevance = _patch_relevance(model, image, harm)  # (1, h, w)
     height, width = image.shape[2:]
-    squashed = isinstance(model, ExIQA) and model.preprocess.resize_mode == "squash"
+    preprocess = getattr(model, "preprocess", None)
+    squashed = preprocess is not None and preprocess.resize_mode == "squash"
     side = (height, width) if squashed else (min(height, width),) * 2
     square = F.interpolate(relevance[None], side, mode="bilinear", align_corners=False)[0]
     top, left = (height - side[0]) // 2, (width - side[1]) // 2
@@ -272,12 +276,18 @@ def overlay(image: Tensor, saliency_map: Tensor) -> NDArray[np.uint8]:
     return shown
 
 
-def why(attributes: Sequence[float] | None, distortions: Sequence[float] | None = None) -> str:
+def why(
+    attributes: Sequence[float] | None,
+    distortions: Sequence[float] | None = None,
+    *,
+    keys: Sequence[str] = DISTORTION_KEYS,
+) -> str:
     """The reasons for a score in words, the weightiest first, as ``"strong JPEG (0.8), some noise (0.3)"``.
 
     Args:
         attributes: the five, in [0, 1], in the order of `ATTRIBUTES`; ``None``: the model tells none.
-        distortions: the 25 strengths in [0, 1], in the order of `DISTORTION_KEYS`; ``None``: the model tells none.
+        distortions: strengths in [0, 1], in the order of ``keys``; ``None``: the model tells none.
+        keys: of the distortions; those of `DISTORTION_KEYS` are called by their names.
 
     Returns:
         The up to three strongest distortions from 0.3 ("some") and 0.6 ("strong") on; where there is none, the
@@ -286,13 +296,15 @@ def why(attributes: Sequence[float] | None, distortions: Sequence[float] | None 
     Raises:
         ValueError: their number is wrong, or a value leaves [0, 1].
     """
-    for name, values, keys in (("attributes", attributes, ATTRIBUTES), ("distortions", distortions, DISTORTION_KEYS)):
-        if values is not None and (len(values) != len(keys) or not all(0 <= value <= 1 for value in values)):
-            raise ValueError(f"{name}: expected {len(keys)} values in [0, 1], got {list(values)}")
+    for name, values, known in (("attributes", attributes, ATTRIBUTES), ("distortions", distortions, keys)):
+        if values is not None and (len(values) != len(known) or not all(0 <= value <= 1 for value in values)):
+            raise ValueError(f"{name}: expected {len(known)} values in [0, 1], got {list(values)}")
+    words = {distortion.key: distortion.name for distortion in DISTORTIONS}
     strengths = [round(strength, 1) for strength in distortions or ()]  # so that the words fit the digits shown
     reasons = [
-        f"{'strong' if strength >= _STRONG else 'some'} {_in_sentence(distortion.name)} ({strength:.1f})"
-        for strength, distortion in sorted(zip(strengths, DISTORTIONS, strict=False), key=lambda pair: -pair[0])
+        f"{'strong' if strength >= _STRONG else 'some'} {_in_sentence(words.get(key, key.replace('_', ' ')))} "
+        f"({strength:.1f})"
+        for strength, key in sorted(zip(strengths, keys, strict=False), key=lambda pair: -pair[0])
         if strength >= _SOME
     ]
     reasons = reasons or [

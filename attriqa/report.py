@@ -42,7 +42,7 @@ class ReportRow(NamedTuple):
     Attributes:
         path: the file; shown, and read for the thumbnail unless ``image`` is given. Empty: no picture.
         score: in [0,1].
-        attributes: in [0,1], in the order of `ATTRIBUTES`.
+        attributes: in [0,1], in the order of `ATTRIBUTES`; empty, in all rows of a page, where the model tells none.
         name: shown instead of ``path``.
         group: rows of one group that follow each other form a section; its first row is what the others are compared
             with: they show their differences from it.
@@ -128,7 +128,7 @@ def write_report(
 
 
 def _check(row: ReportRow) -> None:
-    if len(row.attributes) != len(ATTRIBUTES):
+    if len(row.attributes) not in (0, len(ATTRIBUTES)):
         raise ValueError(f"rows: expected {len(ATTRIBUTES)} attributes for {row.path}, got {len(row.attributes)}")
     for value in (row.score, *row.attributes):
         if not 0 <= value <= 1:  # NaN fails this too
@@ -150,13 +150,14 @@ def _frame(
     compare = any(row.group is not None for row in rows)
     scores = [] if compare else [row.score for row in rows]
     # On a phone the header is gone, so each attribute's bar carries its name; a rule per column, not a label per cell.
+    names = ATTRIBUTES if any(row.attributes for row in rows) or not rows else ()
     labels = "".join(
         f'  .v:nth-of-type({column}):not(.hue)::before {{ content: "{name}"; }}\n'
-        for column, name in enumerate(ATTRIBUTES, start=3)
+        for column, name in enumerate(names, start=3)
     )
     heads = "".join(
         f'<th role="columnheader" scope="col"><button type="button">{name}</button></th>'
-        for name in ("file", "score", *ATTRIBUTES)
+        for name in ("file", "score", *names)
     )
     values = {
         "title": _text(title),
@@ -170,7 +171,7 @@ def _frame(
         "labels": labels.rstrip(),
         "heads": heads,
         "compare": ' class="compare"' if compare else "",
-        "attribute_count": str(len(ATTRIBUTES)),
+        "attribute_count": str(len(names)),
         "where": '<label><input id="where" type="checkbox"> show where the score is lost</label>' if where else "",
     }
     template = resources.files("attriqa").joinpath("report_template.html").read_text(encoding="utf-8")
@@ -243,9 +244,9 @@ def _row(row: ReportRow, thumbnail: str, reference: ReportRow | None) -> str:
     cells = "".join(
         f'<td role="cell" class="{kind}" style="--v:{value:.6f}">{value:.3f}{_difference(value, before)}</td>'
         for kind, value, before in zip(
-            ("v hue", *("v low" if index == lowest else "v" for index in range(len(ATTRIBUTES)))),
+            ("v hue", *("v low" if index == lowest else "v" for index in range(len(row.attributes)))),
             (row.score, *row.attributes),
-            (reference.score, *reference.attributes) if reference else [None] * (1 + len(ATTRIBUTES)),
+            (reference.score, *reference.attributes) if reference else [None] * (1 + len(row.attributes)),
             strict=True,
         )
     )
@@ -260,6 +261,8 @@ def _row(row: ReportRow, thumbnail: str, reference: ReportRow | None) -> str:
 
 def _why(values: Sequence[float], before: Sequence[float] | None) -> tuple[int | None, str]:
     """The attribute that explains the score best, by its index, and the line that says so."""
+    if not values:
+        return None, ""
     if before is None:
         lowest = min(range(len(values)), key=values.__getitem__)
         return lowest, f"lowest: {ATTRIBUTES[lowest]} {values[lowest]:.2f}"

@@ -1,5 +1,6 @@
 """QualityReward: a frozen quality model as a differentiable reward."""
 
+import copy
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,16 +15,11 @@ from torch.utils.checkpoint import checkpoint
 
 from attriqa import images as image_io
 from attriqa.assessment import Assessment
-from attriqa.distortions import DISTORTION_KEYS
-from attriqa.models import load_with_provenance
-from attriqa.models.backbones import fold_batch_norm
-from attriqa.prompts import ATTRIBUTES
-from attriqa.views import VIEWS, View, average_over_view
+from attriqa.models import Loaded, QualityModel, load_with_provenance
+from attriqa.models.clip import weights_hash
+from attriqa.views import View
 
-# Memory per pixel that enters the encoder, at fp32, with the compact backbone; measured by `evals/speed.py memory`.
-_BYTES_PER_PIXEL_FORWARD = 330
-_BYTES_PER_PIXEL_BACKWARD = 1100
-_CPU_PIXELS = 600_000  # that enter the encoder at once on a CPU: more leave its caches, which is slower
+_CPU_BYTES = 198_000_000  # of activations, forward, on a CPU: more leave its caches, which is slower
 _WINDOW = 32  # files decoded ahead of the model
 
 
@@ -32,9 +28,14 @@ class FileScore(NamedTuple):
 
     path: str
     score: float | None
-    attributes: tuple[float, ...] | None  # in the order of ATTRIBUTES
+    attributes: tuple[float, ...] | None  # in the order of ATTRIBUTES, if the model tells them
     error: str | None
     distortions: tuple[float, ...] | None = None  # strengths in the order of DISTORTION_KEYS, if the model tells them
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """All numbers in the order of the reward's ``names``; empty with an error."""
+        return () if self.score is None else (self.score, *(self.attributes or ()), *(self.distortions or ()))
 
 
 class QualityReward(nn.Module):
@@ -45,14 +46,17 @@ class QualityReward(nn.Module):
     score in any batch (1e-5 in fp32).
 
     Args:
-        model: ``"default"``, the weights inside the package, or the path of a checkpoint.
+        model: ``"default"``, the weights inside the package; the path of a checkpoint of any kind, or a name as
+            `attriqa.load` takes it; or a model, of which a copy is used.
         attribute_weights: what the reward is made of, e.g. ``{"score": 1, "sharpness": 0.3, "jpeg": -0.2}``: names
-            among ``"score"``, `ATTRIBUTES` and, where the model tells distortions, `DISTORTION_KEYS`, finite weights; a
+            among ``"score"`` and the attributes and distortions that the model tells (``names``), finite weights; a
             distortion's strength is no merit, so a negative one keeps it away. The reward is the weighted sum over the
             sum of absolute weights, so it stays within [-1, 1], and within [0, 1] where no weight is negative.
             ``"score"`` counts 1 unless given. ``None``: the score alone.
         view: ``"five_crop"``: mean over four corners and the centre, the view that the default was tested with;
-            ``"full"``: the whole image at the model's shorter edge, 3.5 times fewer pixels for the encoder.
+            ``"full"``: the whole image at the model's shorter edge, 3.5 times fewer pixels for the encoder; ``"own"``:
+            what the model cuts out by itself, as CLIP's preprocessing does. ``None``: the model's usual one,
+            ``"five_crop"`` for an `AttributeNet`, ``"own"`` for a model on CLIP.
         device: where the model is put.
         dtype: ``torch.float32``, or ``torch.bfloat16`` / ``torch.float16`` to run the encoder under autocast (the
             first blocks and the heads stay in fp32). Faster, but scores of photos move by up to 0.01.
@@ -62,40 +66,42 @@ class QualityReward(nn.Module):
 
     Attributes:
         identity: model, hash of its weights and view; scores are comparable when it is equal.
-        names: what the model tells of an image: ``"score"``, `ATTRIBUTES` and, if it has the head, `DISTORTION_KEYS`.
+        names: what the model tells of an image: ``"score"`` and, as far as it does, attributes and distortions; for the
+            default `ATTRIBUTES` and `DISTORTION_KEYS`.
 
     Raises:
-        ValueError: an argument is none of the above.
+        ValueError: an argument is none of the above, or the model has not learnt to score.
     """
 
     def __init__(
         self,
-        model: str | Path = "default",
+        model: str | Path | QualityModel = "default",
         *,
         attribute_weights: Mapping[str, float] | None = None,
-        view: View = "five_crop",
+        view: View | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         memory_mib: int = 512,
     ) -> None:
         super().__init__()
-        if view not in VIEWS:
-            raise ValueError(f"view: expected one of {', '.join(VIEWS)}, got {view!r}")
         if dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise ValueError(f"dtype: expected torch.float32, torch.bfloat16 or torch.float16, got {dtype}")
         if memory_mib < 1:
             raise ValueError(f"memory_mib: expected at least 1, got {memory_mib}")
-        self.view: View = view
+        loaded = _copied(model) if isinstance(model, QualityModel) else load_with_provenance(model)
+        self.model = loaded.model
+        self.view: View = self.model.views[0] if view is None else view
+        if self.view not in self.model.views:
+            raise ValueError(f"view: expected {' or '.join(self.model.views)} of this model, got {view!r}")
+        if not self.model.has_score:
+            raise ValueError(f"model: expected one that has learnt to score; {loaded.stem} tells distortions alone")
         self.dtype = dtype
         self.memory_mib = memory_mib
-        loaded = load_with_provenance(model)
-        distortions = DISTORTION_KEYS if loaded.model.distortion_head is not None else ()
-        self.names = ("score", *ATTRIBUTES, *distortions)
+        self.names = self.model.names
         self._weights = _checked_weights(attribute_weights, self.names)
         self.provenance = loaded.provenance
-        self.identity = f"{Path(model).stem}-{loaded.sha256[:12]}/{view}"
-        self.model = loaded.model
-        fold_batch_norm(self.model)
+        self.identity = f"{loaded.stem}-{loaded.sha256[:12]}/{self.view}"
+        self.model.prepare()
         _parameters_to_buffers(self.model)
         self.model.to(device=device).to(memory_format=torch.channels_last)
         super().train(False)
@@ -143,21 +149,19 @@ class QualityReward(nn.Module):
         return self._see(images)
 
     def _see(self, images: Tensor) -> Assessment:
-        config = self.model.config
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return average_over_view(
-                self.model, images.float(), self.view, shorter_edge=config.shorter_edge, crop=config.crop
-            )
+            return self.model.see(images.float(), self.view)
 
     def _chunk(self, images: Tensor) -> tuple[int, int]:
         """How many images of this size fit the memory budget at once, and how many are worked on; at least one."""
-        config = self.model.config
-        h, w = image_io.target_size(images.shape[2], images.shape[3], config.shorter_edge)
-        pixels = h * w if self.view == "full" else 5 * min(config.crop, h, w) ** 2
-        grad = images.requires_grad and torch.is_grad_enabled()
-        each = pixels * (_BYTES_PER_PIXEL_BACKWARD if grad else _BYTES_PER_PIXEL_FORWARD)
+        height, width = images.shape[2:]
+        forward, backward = (
+            max(1, self.model.activation_bytes(height, width, self.view, gradients=gradients))
+            for gradients in (False, True)
+        )
+        each = backward if images.requires_grad and torch.is_grad_enabled() else forward
         fitting = max(1, self.memory_mib * 2**20 // each)
-        return fitting, fitting if images.is_cuda else min(fitting, max(1, _CPU_PIXELS // pixels))
+        return fitting, fitting if images.is_cuda else min(fitting, max(1, _CPU_BYTES // forward))
 
     def score_files(self, paths: Iterable[str | Path], *, threads: int | None = None) -> Iterator[FileScore]:
         """Score image files in the order given, decoding ahead on threads while the model works.
@@ -176,7 +180,7 @@ class QualityReward(nn.Module):
             raise ValueError(f"threads: expected at least 1, got {threads}")
         workers = threads or min(8, os.cpu_count() or 1)
         source = iter(paths)
-        edge = self.model.config.shorter_edge
+        edge = self.model.reads_at
         with ThreadPoolExecutor(workers, thread_name_prefix="attriqa-read") as pool:
 
             def submit() -> list[tuple[str, Future[Tensor]]]:
@@ -202,7 +206,7 @@ class QualityReward(nn.Module):
                 rows[index] = FileScore(path, None, None, error.reason)
             else:
                 by_shape.setdefault(image.shape, []).append((index, image))
-        device = self.model.pooled_mean.device
+        device = next(self.model.buffers()).device  # weights are buffers here
         with torch.no_grad():
             for group in by_shape.values():
                 result = self.assess(torch.stack([image for _, image in group]).to(device))
@@ -213,6 +217,12 @@ class QualityReward(nn.Module):
                 for (index, _), score, five, strengths in zip(group, scores, attributes, distortions, strict=True):
                     rows[index] = FileScore(window[index][0], score, five, None, strengths)
         return [rows[index] for index in range(len(window))]
+
+
+def _copied(model: QualityModel) -> Loaded:
+    """A model in memory as if it were loaded."""
+    copied = copy.deepcopy(model).eval()
+    return Loaded(copied, {}, weights_hash(copied.state_dict()), type(model).__name__)
 
 
 def _rows(field: Tensor | None, count: int) -> list[tuple[float, ...] | None]:

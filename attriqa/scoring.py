@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from attriqa.prompts import ATTRIBUTES
 from attriqa.recipe import write_json
 from attriqa.report import ReportRow, printable, write_report
 from attriqa.tables import COLUMNS, ScoreRow, ScoreTable, TableError, path_text, rounded
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _SHORT = ("score", "sharp", "contr", "bright", "color", "noise")
 _FEW = 3
+_MAP_SIDE = 384  # px, shorter edge of a picture whose map is shown, where the model has no size of its own
 
 
 class CommandError(Exception):
@@ -70,7 +72,7 @@ def run(job: Job, make_scorer: "Callable[[], QualityReward]", *, version: str) -
         except TableError as error:
             raise CommandError(str(error)) from None
         results.rows = {text: row for text, row in results.table.rows.items() if text in wanted}
-    screen = _Screen(wanted, keep_going=bool(job.outputs))
+    screen = _Screen(wanted, keep_going=bool(job.outputs), attributes=ATTRIBUTES[0] in scorer.names)
     try:
         results.score_rest(scorer, screen, job.threads)
     except KeyboardInterrupt:
@@ -145,8 +147,8 @@ class _Results:
 
     def _take(self, text: str, result: "FileScore") -> ScoreRow | None:
         reason = result.error
-        if reason is None and result.score is not None and result.attributes is not None:
-            row = ScoreRow(text, result.score, tuple(result.attributes), tuple(result.distortions or ()))
+        if reason is None and result.score is not None:
+            row = ScoreRow(text, result.score, tuple(result.attributes or ()), tuple(result.distortions or ()))
             if all(map(math.isfinite, row.values)):
                 self.rows[text] = self.table.add(row) if self.table is not None else rounded(row)
                 return self.rows[text]
@@ -164,12 +166,13 @@ class _Results:
 class _Screen:
     """The table on stdout; when its reader goes away (``| head``) and files were asked for, the work goes on."""
 
-    def __init__(self, paths: Iterable[str], *, keep_going: bool) -> None:
+    def __init__(self, paths: Iterable[str], *, keep_going: bool, attributes: bool) -> None:
         self._keep_going = keep_going
         self._gone = False
         self._header_due = True
         terminal = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         self._heads: Sequence[str] = COLUMNS[1:] if terminal is None or terminal >= 100 else _SHORT
+        self._heads = self._heads[: None if attributes else 1]
         longest = max((_width(printable(path)) for path in paths), default=4)
         numbers = sum(max(len(head), 5) + 2 for head in self._heads)
         # Piped, paths are never cut, and one long path does not push all numbers to the right.
@@ -284,7 +287,8 @@ def _write_page(path: Path, job: Job, results: _Results, scorer: "QualityReward"
     from tqdm import tqdm
 
     rows = [
-        ReportRow(results.wanted[row.path], row.score, row.attributes, note=_reasons(row)) for row in results.in_order()
+        ReportRow(results.wanted[row.path], row.score, row.attributes, note=_reasons(row, scorer.names))
+        for row in results.in_order()
     ]
     first = Path(job.paths[0])
     title = f"Scores of {first.resolve().name if str(first) in {'.', '..'} else first}"
@@ -305,11 +309,11 @@ def _write_page(path: Path, job: Job, results: _Results, scorer: "QualityReward"
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)", file=sys.stderr)
 
 
-def _reasons(row: ScoreRow) -> str | None:
+def _reasons(row: ScoreRow, names: Sequence[str]) -> str | None:
     """Why, in words; ``None``, the page's own line, where nothing stands out."""
     from attriqa.explain import NOTHING, why
 
-    words = why(row.attributes, row.distortions or None)
+    words = why(row.attributes or None, row.distortions or None, keys=names[1 + len(row.attributes) :])
     return None if words == NOTHING else f"why: {words}"
 
 
@@ -323,10 +327,10 @@ def _where(scorer: "QualityReward") -> "Callable[[ReportRow], NDArray[np.uint8] 
 
     def where(row: ReportRow) -> "NDArray[np.uint8] | None":
         try:
-            picture = images.read(row.path, shorter_edge=scorer.model.config.shorter_edge)
+            picture = images.read(row.path, shorter_edge=scorer.model.reads_at or _MAP_SIDE)
         except images.ImageError:
             return None
-        found = explain.saliency(scorer.model, picture[None].to(scorer.model.pooled_mean.device))[0]
+        found = explain.saliency(scorer.model, picture[None].to(next(scorer.model.buffers()).device))[0]
         return explain.overlay(picture, found)
 
     return where

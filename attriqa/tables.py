@@ -36,8 +36,8 @@ class ScoreRow(NamedTuple):
 
     path: str
     score: float
-    attributes: tuple[float, ...]  # in the order of ATTRIBUTES
-    distortions: tuple[float, ...] = ()  # strengths in the order of DISTORTION_KEYS, where the model tells them
+    attributes: tuple[float, ...]  # in the order of ATTRIBUTES; empty: the model tells none
+    distortions: tuple[float, ...] = ()  # strengths in the order of the model's; likewise
 
     @property
     def values(self) -> tuple[float, ...]:
@@ -52,12 +52,12 @@ def path_text(path: str | Path) -> str:
 
 def rounded(row: ScoreRow) -> ScoreRow:
     """The row with its values at the table's six decimals."""
-    return _row_of(row.path, [round(value, 6) for value in row.values])
+    return _row_of(row.path, [round(value, 6) for value in row.values], len(row.attributes))
 
 
-def _row_of(path: str, values: Sequence[float]) -> ScoreRow:
+def _row_of(path: str, values: Sequence[float], attributes: int) -> ScoreRow:
     score, rest = values[0], values[1:]
-    return ScoreRow(path, score, tuple(rest[: len(ATTRIBUTES)]), tuple(rest[len(ATTRIBUTES) :]))
+    return ScoreRow(path, score, tuple(rest[:attributes]), tuple(rest[attributes:]))
 
 
 class ScoreTable:
@@ -128,7 +128,8 @@ class ScoreTable:
                 f"{self.path}: its scores were made by {made_by}, these would be made by {identity}; "
                 "they are not comparable, so name another file"
             )
-        return {record[0]: _row(record, self.path) for record in records}, whole
+        attributes = sum(name in ATTRIBUTES for name in self.columns)
+        return {record[0]: _row(record, attributes, self.path) for record in records}, whole
 
     def add(self, row: ScoreRow) -> ScoreRow:
         """Append one row; it is on its way to the disk when this returns. Gives the row as the table holds it."""
@@ -214,14 +215,14 @@ def _whole_length(data: bytes) -> int:
     return end
 
 
-def _row(record: Sequence[str], path: Path) -> ScoreRow:
+def _row(record: Sequence[str], attributes: int, path: Path) -> ScoreRow:
     try:
         values = [float(value) for value in record[1:]]
     except ValueError:
         values = [math.nan]
     if not all(map(math.isfinite, values)):
         raise TableError(f"{path}: expected finite numbers beside {record[0]!r}, found {','.join(record[1:])}")
-    return _row_of(record[0], values)
+    return _row_of(record[0], values, attributes)
 
 
 def _made_by(meta_path: Path) -> str | None:

@@ -1,7 +1,7 @@
-"""What a model sees of an image: the five-crop view and the full view."""
+"""What a model sees of an image: the five-crop view, the full view, or what the model itself cuts out."""
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -9,8 +9,9 @@ from torch import Tensor
 from attriqa.assessment import Assessment
 from attriqa.images import five_crops, resize_shorter
 
-View = Literal["five_crop", "full"]
-VIEWS: tuple[View, ...] = get_args(View)
+View = Literal["five_crop", "full", "own"]
+CROPPED_VIEWS: tuple[View, ...] = ("five_crop", "full")
+"""Those that `look` makes; ``"own"``: the model resizes and crops by itself, as CLIP's preprocessing does."""
 
 
 def look(images: Tensor, view: View, *, shorter_edge: int, crop: int) -> Tensor:
@@ -25,7 +26,12 @@ def look(images: Tensor, view: View, *, shorter_edge: int, crop: int) -> Tensor:
 
     Returns:
         ``(B, K, 3, h, w)`` with K = 1 or 5.
+
+    Raises:
+        ValueError: ``view`` is ``"own"``.
     """
+    if view not in CROPPED_VIEWS:
+        raise ValueError(f"view: expected {' or '.join(CROPPED_VIEWS)}, got {view!r}")
     resized = resize_shorter(images, shorter_edge)
     if view == "full":
         return resized.unsqueeze(1)

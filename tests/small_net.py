@@ -40,7 +40,5 @@ def build(seed: int = 0) -> AttributeNet:
 
 def save(path: Path, seed: int = 0, **provenance: object) -> Path:
     """Write the net of `build` as a checkpoint."""
-    net = build(seed)
-    config = {**dataclasses.asdict(net.config), "taps": list(net.config.taps)}
-    checkpoint.save(path, net.state_dict(), architecture="AttributeNet", config=config, provenance=provenance)
+    build(seed).save(path, provenance)
     return path

@@ -27,13 +27,13 @@ LEAVES |= {"distortion_metrics", "signal_measures"}
 ON_LEAVES = {"datasets", "photos", "protocols", "pseudo_labels", "published", "teachers"}
 ON_LEAVES |= {"contact_sheet", "mixtures", "pairs", "report", "timing", "training_state", "unlabelled", "views"}
 COMMANDS = {"cli", "__main__", "demo", "scoring", "tables"}
-SHARED_MODELS = {"models.clip", "models.clip_prompts", "models.backbones"}
+SHARED_MODELS = {"models.base", "models.clip", "models.clip_checkpoint", "models.clip_prompts", "models.backbones"}
 
 # Module of attriqa -> what it may import of attriqa. "*" stands for any name; "" is attriqa/__init__.py.
 RULES: dict[str, set[str]] = {
     "weights": set(),
     "models": BOTTOM | LEAVES | {"models.*"},
-    "models.*": BOTTOM | LEAVES | SHARED_MODELS,
+    "models.*": BOTTOM | LEAVES | SHARED_MODELS | {"views"},
     "datasets.*": BOTTOM | LEAVES | {"datasets.*"},
     "reward": BOTTOM | LEAVES | {"views", "models", "models.*"},
     "": BOTTOM | LEAVES | ON_LEAVES | {"models", "models.*", "reward"},

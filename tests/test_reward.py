@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from attriqa import ATTRIBUTES, Assessment, QualityReward, images
 from attriqa.distortions import apply_ramp
 from attriqa.reward import FileScore
-from attriqa.views import VIEWS, View
+from attriqa.views import CROPPED_VIEWS, View
 
 if TYPE_CHECKING:
     from tests import image_cases, small_net
@@ -54,7 +54,7 @@ def gradient(reward: QualityReward, batch: Tensor) -> Tensor:
 # What comes back
 
 
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("view", CROPPED_VIEWS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_one_float32_number_per_image_in_any_input_dtype(weights: Path, view: View, dtype: torch.dtype) -> None:
     reward = QualityReward(weights, view=view)
@@ -84,7 +84,7 @@ def test_assess_says_the_score_and_five_attributes(reward: QualityReward) -> Non
     assert assessment.attribute_probs is None
 
 
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("view", CROPPED_VIEWS)
 def test_a_batch_scores_as_its_images_one_by_one_in_any_order(weights: Path, view: View) -> None:
     reward = QualityReward(weights, view=view)
     batch = pictures(7)
@@ -98,7 +98,7 @@ def test_a_batch_scores_as_its_images_one_by_one_in_any_order(weights: Path, vie
     torch.testing.assert_close(reward(batch[order]), together[order, 0], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("view", CROPPED_VIEWS)
 def test_chunks_change_neither_rewards_nor_gradients(
     weights: Path, view: View, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,7 +132,7 @@ def test_a_larger_budget_means_larger_chunks_and_gradients_smaller_ones(weights:
     assert 1 <= large._chunk(batch)[1] < large._chunk(batch)[0], "on a CPU what fits the caches is faster"
 
 
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("view", CROPPED_VIEWS)
 @pytest.mark.parametrize("size", [(32, 32), (32, 2000), (2000, 32), (33, 401), (96, 96), (80, 300)])
 def test_small_and_elongated_images_score(weights: Path, view: View, size: tuple[int, int]) -> None:
     reward = QualityReward(weights, view=view)
@@ -163,7 +163,7 @@ def test_identity_tells_weights_and_views_apart(weights: Path, tmp_path: Path) -
     other = small_net.save(tmp_path / "small" / "small.safetensors", seed=1)
     copied = tmp_path / "small.safetensors"
     copied.write_bytes(weights.read_bytes())
-    views: tuple[View, ...] = VIEWS
+    views: tuple[View, ...] = CROPPED_VIEWS
     names = {QualityReward(path, view=view).identity for path in (weights, other) for view in views}
     assert len(names) == 4
     assert QualityReward(weights).identity == QualityReward(copied, dtype=torch.bfloat16).identity
@@ -174,7 +174,7 @@ def test_identity_tells_weights_and_views_apart(weights: Path, tmp_path: Path) -
 # Gradients to pixels, none to weights
 
 
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("view", CROPPED_VIEWS)
 def test_gradients_reach_every_image(weights: Path, view: View) -> None:
     found = gradient(QualityReward(weights, view=view), pictures(3))
     assert found.isfinite().all()

@@ -30,7 +30,7 @@ from attriqa import checkpoint
 from attriqa.distorted_crops import DistortedCrops
 from attriqa.distortion_metrics import identification_metrics
 from attriqa.losses import strength_loss
-from attriqa.models import AttributeNet, load_with_provenance
+from attriqa.models import AttributeNet, load_attribute_net
 from attriqa.models.attribute_net import COMPACT_CONFIG
 from attriqa.models.backbones import load_compact_trunk
 from attriqa.photos import find_photos
@@ -119,12 +119,12 @@ def build(config: Config) -> tuple[AttributeNet, dict[str, Any]]:
         load_compact_trunk(net.backbone, config.trunk)
         nn.init.normal_(net.heads_in.weight, std=0.5 / net.pooled_mean.numel() ** 0.5)
         return net.eval(), {}
-    loaded = load_with_provenance(config.init)
-    net = AttributeNet(dataclasses.replace(loaded.model.config, **changes))  # type: ignore[arg-type]
+    start = load_attribute_net(config.init)
+    net = AttributeNet(dataclasses.replace(start.config, **changes))  # type: ignore[arg-type]
     new = ["distortion_head.", *(["regressor."] if config.regressor_reads != "features" else [])]
-    state = {name: value for name, value in loaded.model.state_dict().items() if not name.startswith(tuple(new))}
+    state = {name: value for name, value in start.state_dict().items() if not name.startswith(tuple(new))}
     net.load_state_dict(net.state_dict() | state)
-    return net.eval(), loaded.provenance
+    return net.eval(), checkpoint.load(config.init).provenance
 
 
 @torch.no_grad()
@@ -211,13 +211,7 @@ def save(
         "test_photos": [path.name for path in unseen],
         "metrics": metrics,
     }
-    checkpoint.save(
-        config.out / "model.safetensors",
-        net.state_dict(),
-        architecture=AttributeNet.__name__,
-        config=as_dict(net.config),
-        provenance=provenance | {"distortion_head": about},
-    )
+    net.save(config.out / "model.safetensors", provenance | {"distortion_head": about})
     write_json(config.out / "metrics.json", metrics)
 
 

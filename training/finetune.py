@@ -37,7 +37,7 @@ from attriqa.assessment import Assessment
 from attriqa.folds import Plan
 from attriqa.images import read
 from attriqa.losses import quality_ranking, ramp_ranking, score_loss
-from attriqa.models import load
+from attriqa.models import load_attribute_net
 from attriqa.models.attribute_net import COMPACT_CONFIG, AttributeNet, AttributeNetConfig, Readout
 from attriqa.models.backbones import COMPACT, fold_batch_norm, load_compact_trunk
 from attriqa.photos import RampGroups, RandomCrops, find_photos
@@ -170,13 +170,7 @@ def run_fold(run: Run) -> None:
             "init": None if config.init is None else checkpoint.load(config.init).provenance,
             "metrics": result,
         }
-        checkpoint.save(
-            run.folder / "model.safetensors",
-            net.state_dict(),
-            architecture=AttributeNet.__name__,
-            config=as_dict(net.config),
-            provenance=provenance,
-        )
+        net.save(run.folder / "model.safetensors", provenance)
         write_json(run.folder / "metrics.json", result)
         (run.folder / "state.safetensors").unlink(missing_ok=True)
     run.accelerator.wait_for_everyone()
@@ -185,7 +179,7 @@ def run_fold(run: Run) -> None:
 def build(config: Config) -> AttributeNet:
     """The network before any training of ours."""
     if config.init is not None:
-        return load(config.init)
+        return load_attribute_net(config.init)
     shape = COMPACT_CONFIG if config.net == "compact" else AttributeNetConfig()
     net = AttributeNet(shape, pretrained=config.pretrained)
     if config.trunk is not None:

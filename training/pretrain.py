@@ -379,12 +379,9 @@ class Training:
         result |= {"steps": self.steps, "unreadable": self.done["unreadable"], "history": self.done["history"]}
         places = ("images", "labels", "teacher", "prompts", "out", "trunk", "init")
         settings = {key: value for key, value in as_dict(self.config).items() if key not in places}
-        checkpoint.save(
+        self.net.save(
             self.config.out / "model.safetensors",
-            self.net.state_dict(),
-            architecture=AttributeNet.__name__,
-            config=as_dict(self.net.config),
-            provenance={"recipe": "training/pretrain.py", "config": settings, "metrics": result},
+            {"recipe": "training/pretrain.py", "config": settings, "metrics": result},
             prompts_hash=data.origin.prompts_hash,
             dtype=torch.float32,
         )

@@ -1,34 +1,58 @@
 """The models, and one function that loads any of them."""
 
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from attriqa import checkpoint
 from attriqa.assessment import Assessment
+from attriqa.models import attribute_net, exiqa
 from attriqa.models.attribute_net import AttributeNet, AttributeNetConfig
+from attriqa.models.base import QualityModel
 
-__all__ = ["Assessment", "AttributeNet", "AttributeNetConfig", "Loaded", "load", "load_with_provenance"]
+__all__ = [
+    "KINDS",
+    "PACKAGED",
+    "Assessment",
+    "AttributeNet",
+    "AttributeNetConfig",
+    "Loaded",
+    "QualityModel",
+    "load",
+    "load_attribute_net",
+    "load_with_provenance",
+]
+
+PACKAGED = {"default": "default.safetensors"}
+"""Names of the weights inside the package -> their files."""
+
+KINDS: dict[str, tuple[str, Callable[[checkpoint.Checkpoint, Path], QualityModel]]] = {
+    "attribute-net": ("AttributeNet", attribute_net.restore),
+    "exiqa": ("ExIQA", exiqa.restore),
+}
+"""What a name may begin with, as ``"exiqa:model.safetensors"`` -> the architecture in its checkpoint, what builds it."""
 
 
 class Loaded(NamedTuple):
     """A model and where it comes from."""
 
-    model: AttributeNet
+    model: QualityModel
     provenance: dict[str, Any]
     sha256: str  # of the checkpoint file
+    stem: str  # what to call it: the file's name without its ending, or that of the packaged weights
 
 
-def load(model: str | Path = "default") -> AttributeNet:
+def load(model: str | Path = "default") -> QualityModel:
     """Load a trained model, in float32, on the CPU, in eval mode.
 
     Args:
-        model: ``"default"``, the weights inside the package, or the path of an attriqa checkpoint.
+        model: a name in `PACKAGED`, or the path of an attriqa checkpoint, if wanted with the kind it has to be of in
+            front (`KINDS`): ``"exiqa:runs/exiqa/split0/model.safetensors"``.
 
     Raises:
-        attriqa.checkpoint.CheckpointError: the file is not one, is damaged, or does not fit its own configuration.
+        attriqa.checkpoint.CheckpointError: the file is not one, is of another kind, is damaged, or does not fit its own
+            configuration; or it was made on a CLIP that cannot be had.
         FileNotFoundError: there is no such file.
     """
     return load_with_provenance(model).model
@@ -36,16 +60,26 @@ def load(model: str | Path = "default") -> AttributeNet:
 
 def load_with_provenance(model: str | Path = "default") -> Loaded:
     """`load`, with what the checkpoint says of its origin."""
-    path = Path(str(files("attriqa.weights") / "default.safetensors")) if model == "default" else Path(model)
+    name = str(model)
+    kind, _, rest = name.partition(":")
+    wanted = KINDS[kind][0] if kind in KINDS and rest else None
+    if name in PACKAGED:
+        path = Path(str(files("attriqa.weights") / PACKAGED[name]))
+    else:
+        path = Path(model if wanted is None else rest)
     saved = checkpoint.load(path)
-    if saved.architecture != AttributeNet.__name__:
+    known = dict(KINDS.values())
+    if saved.architecture not in known or wanted not in (None, saved.architecture):
+        expected = wanted or " or ".join(known)
+        raise checkpoint.CheckpointError(path, f"expected a checkpoint of {expected}, got {saved.architecture}")
+    return Loaded(known[saved.architecture](saved, path), saved.provenance, saved.sha256, path.stem)
+
+
+def load_attribute_net(model: str | Path = "default") -> AttributeNet:
+    """`load`, of an `AttributeNet` alone."""
+    net = load(model)
+    if not isinstance(net, AttributeNet):
         raise checkpoint.CheckpointError(
-            path, f"expected a checkpoint of {AttributeNet.__name__}, got {saved.architecture}"
+            model, f"expected a checkpoint of {AttributeNet.__name__}, got {type(net).__name__}"
         )
-    try:
-        with torch.random.fork_rng(devices=[]):  # layers draw their initial values from the global generator
-            net = AttributeNet(AttributeNetConfig.from_dict(saved.config))
-    except (ValueError, TypeError) as error:
-        raise checkpoint.CheckpointError(path, f"its config does not build: {error}") from error
-    checkpoint.load_into(net, saved.state, path)
-    return Loaded(net.eval(), saved.provenance, saved.sha256)
+    return net

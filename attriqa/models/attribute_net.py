@@ -1,19 +1,29 @@
 """AttributeNet, the flagship: one encoder, five attribute heads, a distortion head, a quality regressor."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attriqa import checkpoint
 from attriqa.assessment import Assessment
 from attriqa.distortions import DISTORTION_KEYS
-from attriqa.models.backbones import COMPACT, Backbone
+from attriqa.images import target_size
+from attriqa.models.backbones import COMPACT, Backbone, fold_batch_norm
+from attriqa.models.base import QualityModel
 from attriqa.prompts import ATTRIBUTES
+from attriqa.recipe import as_dict
+from attriqa.views import CROPPED_VIEWS, View, average_over_view
 
 PROBS = 5 * len(DISTORTION_KEYS)  # attribute probabilities: five to a distortion (ExIQA)
+# Memory per pixel that enters the encoder, at fp32, with the compact backbone; measured by `evals/speed.py memory`.
+_BYTES_PER_PIXEL_FORWARD = 330
+_BYTES_PER_PIXEL_BACKWARD = 1100
 _EPS = 1e-5  # under the square root of a map's variance: its gradient stays finite on constant images
 
 
@@ -73,7 +83,7 @@ COMPACT_CONFIG = AttributeNetConfig(
 """The embedded default's setting."""
 
 
-class AttributeNet(nn.Module):
+class AttributeNet(QualityModel):
     """Encoder -> pooled statistics -> five heads -> quality (ATTIQA, sections 3 and 4).
 
     Each map is pooled to its spatial mean and, with ``statistics="mean_std"``, its standard deviation. A head is two
@@ -81,6 +91,8 @@ class AttributeNet(nn.Module):
     without its last layer).
     """
 
+    config: AttributeNetConfig
+    views = CROPPED_VIEWS
     pooled_mean: Tensor
     pooled_std: Tensor
     attribute_shift: Tensor
@@ -109,6 +121,35 @@ class AttributeNet(nn.Module):
             *([nn.Linear(seen, hidden), nn.ReLU()] if hidden else []),
             nn.Linear(hidden or seen, 1),
         )
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The five."""
+        return ATTRIBUTES
+
+    @property
+    def distortions(self) -> tuple[str, ...]:
+        """The 25, or none without a head for them."""
+        return DISTORTION_KEYS if self.distortion_head is not None else ()
+
+    @property
+    def reads_at(self) -> int:
+        """The shorter edge that images are resized to."""
+        return self.config.shorter_edge
+
+    def see(self, images: Tensor, view: View) -> Assessment:
+        """What `forward` says of the crops of a view of (B, 3, H, W) images of any size, their mean."""
+        return average_over_view(self, images, view, shorter_edge=self.config.shorter_edge, crop=self.config.crop)
+
+    def activation_bytes(self, height: int, width: int, view: View, *, gradients: bool) -> int:
+        """By the pixels that enter the encoder."""
+        h, w = target_size(height, width, self.config.shorter_edge)
+        pixels = h * w if view == "full" else 5 * min(self.config.crop, h, w) ** 2
+        return pixels * (_BYTES_PER_PIXEL_BACKWARD if gradients else _BYTES_PER_PIXEL_FORWARD)
+
+    def prepare(self) -> None:
+        """Fold every BatchNorm into the convolution before it."""
+        fold_batch_norm(self)
 
     def pool(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> standardised statistics (B, D), in float32."""
@@ -145,6 +186,32 @@ class AttributeNet(nn.Module):
             return Assessment(torch.sigmoid(logit), attributes)
         return Assessment(torch.sigmoid(logit), attributes, found.strengths, found.probs)
 
+    def save(
+        self,
+        path: Path | str,
+        provenance: Mapping[str, Any],
+        *,
+        prompts_hash: str | None = None,
+        dtype: torch.dtype = torch.float16,
+    ) -> None:
+        """Write a checkpoint.
+
+        Args:
+            path: where to.
+            provenance: data, commit, metrics; JSON types only.
+            prompts_hash: of the prompt table that its labels were made with, if any.
+            dtype: of the weights in the file; see `attriqa.checkpoint.save`.
+        """
+        checkpoint.save(
+            path,
+            self.state_dict(),
+            architecture=AttributeNet.__name__,
+            config=as_dict(self.config),
+            provenance=provenance,
+            prompts_hash=prompts_hash,
+            dtype=dtype,
+        )
+
     @torch.no_grad()
     def calibrate_attributes(self, raw: Tensor) -> None:
         """Spread natural photos over (0, 1): the median at 0.5, the 10th and 90th percentile near 0.1 and 0.9.
@@ -157,6 +224,25 @@ class AttributeNet(nn.Module):
         )
         self.attribute_shift.copy_(middle)
         self.attribute_scale.copy_(((high - low) / (2 * _DECILE)).clamp(min=1e-3))
+
+
+def restore(saved: checkpoint.Checkpoint, path: Path | str) -> AttributeNet:
+    """Build the net of a checkpoint that has been read, in eval mode; ``path`` is for messages.
+
+    Raises:
+        attriqa.checkpoint.CheckpointError: it is of another architecture, or does not fit its own configuration.
+    """
+    if saved.architecture != AttributeNet.__name__:
+        raise checkpoint.CheckpointError(
+            path, f"expected a checkpoint of {AttributeNet.__name__}, got {saved.architecture}"
+        )
+    try:
+        with torch.random.fork_rng(devices=[]):  # layers draw their initial values from the global generator
+            net = AttributeNet(AttributeNetConfig.from_dict(saved.config))
+    except (ValueError, TypeError) as error:
+        raise checkpoint.CheckpointError(path, f"its config does not build: {error}") from error
+    checkpoint.load_into(net, saved.state, path)
+    return net.eval()
 
 
 class Found(NamedTuple):

@@ -80,6 +80,25 @@ def _crop_or_pad(images: Tensor, size: tuple[int, int], fill: float) -> Tensor:
     return images[:, :, top : top + size[0], left : left + size[1]]
 
 
+def activation_bytes(tower: nn.Module, height: int, width: int, *, extra: int = 0, gradients: bool) -> int:
+    """Memory that one image of ``height`` by ``width`` px takes in a vision transformer of open_clip, about, in fp32.
+
+    Args:
+        tower: ``model.visual``; for another kind than a transformer the pixels alone count.
+        height: px, before it is resized.
+        width: px.
+        extra: tokens beside its own: learnt prompts.
+        gradients: a backward pass follows, so each block's activations are kept.
+    """
+    resized = 4 * 3 * 4 * height * width  # the image, and what resizing makes of it
+    transformer = getattr(tower, "transformer", None)
+    if transformer is None:
+        return resized * (20 if gradients else 4)
+    (rows, columns), channels = cast(Any, tower).grid_size, cast(Any, tower).conv1.out_channels
+    block: int = 4 * 18 * (1 + rows * columns + extra) * channels  # norms, queries, keys, values, MLP, residuals
+    return resized + block * (len(cast(Any, transformer).resblocks) if gradients else 1)
+
+
 def drop_positional_embedding(tower: nn.Module) -> None:
     """Make an image tower of open_clip blind to positions, in place, so that it runs on images of any size.
 

@@ -22,9 +22,12 @@ from attriqa.distortion_attributes import (
     sentences,
     table_hash,
 )
-from attriqa.models.clip import CLIPTowers, build_clip, load_clip, weights_hash
+from attriqa.models import clip_checkpoint
+from attriqa.models.base import QualityModel
+from attriqa.models.clip import CLIPTowers, activation_bytes
 from attriqa.models.clip_prompts import PromptKind, VisualPrompts
 from attriqa.recipe import as_dict
+from attriqa.views import View
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Identified(NamedTuple):
     probs: Tensor  # (B, D * K) attribute probabilities, K to a distortion
 
 
-class ExIQA(nn.Module):
+class ExIQA(QualityModel):
     """Image -> attribute probabilities -> strengths of distortions -> score (ExIQA, equations 3 to 9).
 
     Images are resized and cropped as the CLIP wants to see them; gradients go through to their pixels. Towers that do
@@ -92,6 +95,8 @@ class ExIQA(nn.Module):
             kind do not fit, or the model's texts are so short that two attributes become the same.
     """
 
+    config: ExIQAConfig
+    views = ("own",)
     tokens: Tensor
     _directions: Tensor | None
 
@@ -122,6 +127,16 @@ class ExIQA(nn.Module):
         """The CLIP as it stands now, for another model to start from."""
         reloadable = self._towers.reloadable and self.config.tune == "prompts"
         return self._towers._replace(model=self.clip, reloadable=reloadable)
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """None of the five: it knows those of its table alone."""
+        return ()
+
+    @property
+    def distortions(self) -> tuple[str, ...]:
+        """The keys of its table."""
+        return tuple(entry.key for entry in self.config.table)
 
     @property
     def has_score(self) -> bool:
@@ -170,11 +185,20 @@ class ExIQA(nn.Module):
         return Identified(strengths, probs)
 
     def forward(self, images: Tensor) -> Assessment:
-        """Assess (B, 3, H, W) sRGB images in [0, 1]; ``attributes`` is None: the model knows its table's alone."""
+        """Assess (B, 3, H, W) sRGB images in [0, 1]; ``attributes`` is None."""
         strengths, probs = self.identify(images)
         with torch.autocast(images.device.type, enabled=False):
             score = self.regressor(probs).squeeze(1)
         return Assessment(score + (score.clamp(0, 1) - score).detach(), None, strengths, probs)
+
+    def see(self, images: Tensor, view: View) -> Assessment:
+        """As `forward`: the model's preprocessing is its only view."""
+        return self.forward(images)
+
+    def activation_bytes(self, height: int, width: int, view: View, *, gradients: bool) -> int:
+        """By the tokens of the image tower."""
+        extra = 0 if self.prompts.prompts is None else self.prompts.prompts.shape[1]
+        return activation_bytes(self.clip.visual, height, width, extra=extra, gradients=gradients)
 
     def save(self, path: Path | str, provenance: Mapping[str, Any]) -> None:
         """Write a checkpoint; a frozen CLIP that its name leads to is left out of it.
@@ -183,20 +207,8 @@ class ExIQA(nn.Module):
             path: where to.
             provenance: data, commit, metrics; JSON types only.
         """
-        towers = self.towers
-        state = self.state_dict()
-        if towers.reloadable:
-            state = {name: value for name, value in state.items() if not name.startswith("clip.")}
-        about = {"name": towers.name, "pretrained": towers.pretrained, "architecture": towers.architecture}
-        about["weights"] = weights_hash(self.clip.state_dict()) if towers.reloadable else None
-        checkpoint.save(
-            path,
-            state,
-            architecture=type(self).__name__,
-            config={**as_dict(self.config), "clip": about},
-            provenance=provenance,
-            prompts_hash=table_hash(self.config.table),
-        )
+        settings, prompts_hash = as_dict(self.config), table_hash(self.config.table)
+        clip_checkpoint.save(path, self, self.towers, config=settings, provenance=provenance, prompts_hash=prompts_hash)
 
 
 def _regressor(seen: int, widths: Sequence[int], dropout: float) -> nn.Sequential:
@@ -261,29 +273,18 @@ def restore(
         attriqa.checkpoint.CheckpointError: it is of another architecture, does not fit its own configuration, was made
             with another table than ``table``, or its CLIP is gone or has other weights (both are named).
     """
-    if saved.architecture != ExIQA.__name__:
-        raise checkpoint.CheckpointError(path, f"expected a checkpoint of {ExIQA.__name__}, got {saved.architecture}")
+    about, settings = clip_checkpoint.parts(saved, path, ExIQA.__name__)
     try:
-        about = saved.config["clip"]
-        config = ExIQAConfig.from_dict({key: value for key, value in saved.config.items() if key != "clip"})
+        config = ExIQAConfig.from_dict(settings)
     except (KeyError, TypeError, ValueError) as error:
         raise checkpoint.CheckpointError(path, f"its config does not build: {error!r}") from error
     _check_tables(saved, config.table, table, path)
     try:
-        inside = about["weights"] is None
-        if inside:
-            towers = build_clip(about["architecture"], name=about["name"])
-        elif towers is None:
-            towers = load_clip(about["name"], about["pretrained"])
+        towers = clip_checkpoint.towers_of(about, towers)
         model = ExIQA(config, towers)
     except (KeyError, TypeError, ValueError) as error:
         raise checkpoint.CheckpointError(path, f"its CLIP cannot be had: {error}") from error
-    if not inside and (found := weights_hash(model.clip.state_dict())) != about["weights"]:
-        raise checkpoint.CheckpointError(
-            path, f"made on {about['name']} with the weights {about['weights']}, those of {towers.name} are {found}"
-        )
-    left_out = {} if inside else {f"clip.{name}": value for name, value in model.clip.state_dict().items()}
-    checkpoint.load_into(model, {**saved.state, **left_out}, path)
+    clip_checkpoint.fill(model, saved, towers, path)
     return model.eval()
 
 
