@@ -122,7 +122,8 @@ contrast_change | Contrast change | a tone curve shaped like an S raises or lowe
 """  # key | name | explanation; then the attributes, with semicolons between them
 
 
-def _built_in(text: str) -> tuple[DistortionAttributes, ...]:
+def read_lines(text: str) -> tuple[DistortionAttributes, ...]:
+    """Read entries of two parts: ``key | name | explanation``, and below it, indented, attributes between semicolons."""
     table = []
     for block in re.split(r"\n(?=\w)", text.strip()):
         head, _, body = block.partition("\n")
@@ -131,7 +132,7 @@ def _built_in(text: str) -> tuple[DistortionAttributes, ...]:
     return tuple(table)
 
 
-DISTORTION_ATTRIBUTES = _built_in(_BUILT_IN)
+DISTORTION_ATTRIBUTES = read_lines(_BUILT_IN)
 """The 25 of KADID-10k in its order, five attributes each."""
 
 

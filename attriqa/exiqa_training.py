@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import trange
 
-from attriqa.distortion_attributes import DISTORTION_ATTRIBUTES, DistortionAttributes
+from attriqa.dataset_attributes import DATASET_ATTRIBUTES
+from attriqa.distortion_attributes import DISTORTION_ATTRIBUTES, DistortionAttributes, read_table
 from attriqa.exiqa_examples import Example
 from attriqa.models import exiqa
 from attriqa.models.clip import CLIPTowers, load_clip
@@ -37,9 +38,22 @@ def clip_of(name: str, *, seed: int = 0) -> CLIPTowers:
     return load_clip(model, weights or None, seed=seed)
 
 
-def starting_table(init: Path | None) -> tuple[DistortionAttributes, ...]:
-    """The table that a checkpoint of ExIQA knows; without one, the 25 built in."""
-    return DISTORTION_ATTRIBUTES if init is None else exiqa.load(init).config.table
+def table_of(name: str | None, *, init: Path | None, data: str | None) -> tuple[DistortionAttributes, ...]:
+    """The distortions that a run is about.
+
+    Args:
+        name: a TOML file (`attriqa.distortion_attributes.read_table`), or a data set of `DATASET_ATTRIBUTES`.
+        init: without a name: a checkpoint of ExIQA, whose table it is.
+        data: without either: ``NAME=ROOT``, the data set's table; KADID-10k's 25 if it has none of its own.
+
+    Raises:
+        ValueError: the file is no table.
+    """
+    if name is not None:
+        return DATASET_ATTRIBUTES[name] if name in DATASET_ATTRIBUTES else read_table(Path(name))
+    if init is not None:
+        return exiqa.load(init).config.table
+    return DATASET_ATTRIBUTES.get((data or "").partition("=")[0].lower(), DISTORTION_ATTRIBUTES)
 
 
 def continued(init: Path, config: ExIQAConfig, *, fresh: bool, seed: int = 0) -> ExIQA:

@@ -2,43 +2,46 @@ r"""The papers' experiments, each a set of fine-tunings: in-domain, cross-datase
 
     python evals/benchmark.py --data clive=ChallengeDB_release koniq=koniq-10k --experiments in-domain cross \
         --finetune="--init runs/pretrain/model.safetensors" --out runs/benchmark
+    python evals/benchmark.py --data kadid=kadid10k csiq=CSIQ --experiments exiqa-identification exiqa-zero-shot \
+        --study="--clip ViT-B-16:openai" --out runs/exiqa
 
-Each data set and variant is one run of ``training/finetune.py`` in a folder of its own, OUT/VARIANT/NAME, its output in
-OUT/VARIANT/NAME.log. What is done is not done again: the same command goes on where it was killed, at the fold that
-was under way. Before anything is trained, all data sets are read, and test images that are training images too are
-refused. ``metrics.json`` and ``benchmark.md`` in OUT then hold the medians with 95 % intervals, and beside them what
-the papers report, each with its protocol. Exit status: 0; 1 if the data are refused or a run failed (it is named, the
-others are finished); 130 if interrupted.
+Each data set and variant is one run of ``training/finetune.py``, or of a recipe for models on CLIP, in a folder of
+its own, OUT/VARIANT/NAME, its output in OUT/VARIANT/NAME.log. What is done is not done again: the same command goes on
+where it was killed, at the fold that was under way. Before anything is trained, all data sets are read, and test images
+that are training images too are refused. ``metrics.json`` and ``benchmark.md`` in OUT then hold the medians with 95 %
+intervals, and beside them what the papers report, each with its protocol. Exit status: 0; 1 if the data are refused or
+a run failed (it is named, the others are finished); 130 if interrupted.
 """
 
 import dataclasses
 import json
-import os
 import shlex
 import signal
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
-from attriqa import metrics, published
+from attriqa import metrics, published, studies
 from attriqa.datasets import READERS, Dataset, read_dataset
 from attriqa.protocols import check_leak, median_of_folds, official_fold
 from attriqa.recipe import as_dict, atomic_path, claim_folder, opt, parse_config, required, write_json
+from attriqa.recipe_runs import RunError, execute, locked, words_of
+from attriqa.studies import Study, StudyName
 
 Folds = Sequence[dict[str, Any]]  # each as fine-tuning writes it
-Experiment = Literal["in-domain", "cross", "data-efficient", "linear-probe"]
+Experiment = Literal["in-domain", "cross", "data-efficient", "linear-probe", StudyName]
 VIEWS = ("five_crop", "full")  # the papers' way of testing, and the whole image
 OFFICIAL = ("flive", "ava")  # the papers use the official split of these, random splits of the others
 OURS = ("--data", "--out", "--protocol", "--splits", "--fraction", "--mode", "--test", "--seed", "--smoke")
-FINETUNE = Path(__file__).resolve().parent.parent / "training" / "finetune.py"
+TRAINING = Path(__file__).resolve().parent.parent / "training"
 TITLES: dict[str, str] = {
     "in-domain": "In-domain",
     "cross": "Cross-dataset: trained on the training side of each split, tested on the whole of another data set",
@@ -60,7 +63,8 @@ class Config:
     )
     fractions: tuple[float, ...] = opt((0.1, 0.2), "data-efficient: shares of the training side")
     finetune: str = opt("", "more flags for every fine-tuning, in one word: --finetune='--init FILE'")
-    finetune_script: Path = opt(FINETUNE, "the recipe that is run; another must write the same files")
+    finetune_script: Path = opt(TRAINING / "finetune.py", "the recipe that is run; another must write the same files")
+    study: str = opt("", "likewise for the recipes of models on CLIP: --study='--clip ViT-B-16:openai'")
     launcher: str = opt("", "what starts it, as 'accelerate launch'; by default this Python")
     seed: int = opt(0, "of everything random but the splits")
     smoke: bool = opt(False, "a size for tests: one split, one share, fine-tuning's own --smoke")
@@ -78,9 +82,14 @@ class Config:
             raise ValueError(f"splits: expected at least 1, got {self.splits}")
         if not all(0 < fraction < 1 for fraction in self.fractions):
             raise ValueError(f"fractions: expected numbers within (0, 1), got {self.fractions}")
-        taken = [word for word in shlex.split(self.finetune) if word.split("=")[0] in OURS]
-        if taken:
-            raise ValueError(f"finetune: {', '.join(taken)} is set by this recipe")
+        for name, flags in (("finetune", self.finetune), ("study", self.study)):
+            if taken := [word for word in shlex.split(flags) if word.split("=")[0] in OURS]:
+                raise ValueError(f"{name}: {', '.join(taken)} is set by this recipe")
+        self.studies()
+
+    def studies(self) -> list[Study]:
+        """The runs of other recipes than fine-tuning."""
+        return studies.studies_of(self.experiments, self.roots(), splits=self.splits)
 
     def roots(self) -> dict[str, str]:
         """The root of each data set by its name."""
@@ -106,10 +115,6 @@ class Run(NamedTuple):
         return split if self.fraction == 1 else f"{self.fraction * 100:g} % of the training side; {split}"
 
 
-class RunError(Exception):
-    """A run that failed, or whose results are not what the recipe promises."""
-
-
 def plan(config: Config, data: dict[str, Dataset]) -> list[Run]:
     """Every run that the experiments need; in-domain and cross share theirs."""
     variants: dict[str, float] = {}
@@ -132,7 +137,7 @@ def plan(config: Config, data: dict[str, Dataset]) -> list[Run]:
 
 def command(config: Config, run: Run) -> list[str]:
     """The words that start a run."""
-    words = [*(shlex.split(config.launcher) or [sys.executable]), str(config.finetune_script)]
+    words = words_of(config.finetune_script, config.launcher)
     words += ["--data", f"{run.name}={config.roots()[run.name]}", "--out", str(run.folder)]
     words += ["--protocol", "official"] if run.official else ["--protocol", "splits", "--splits", str(run.folds)]
     words += ["--mode", "linear" if run.variant == "linear" else "full"]
@@ -151,67 +156,13 @@ def refuse_leaks(config: Config, data: dict[str, Dataset], runs: Sequence[Run]) 
         fold = official_fold([row.split for row in rows], [row.group for row in rows])
         train, test = ([rows[i].path for i in side] for side in (fold.train, fold.test))
         check_leak(train, test, what=f"{name}, official split")
-    if "cross" in config.experiments:
+    if {"cross", "exiqa-zero-shot", "exiqa-transfer"} & set(config.experiments):
         for one, other in combinations(data, 2):
             sides = ([row.path for row in data[name].rows] for name in (one, other))
             check_leak(*sides, what=f"{one} and {other}, of which each tests the other")
 
 
 # Running
-
-
-@contextmanager
-def locked(out: Path) -> Iterator[int | None]:
-    """Hold OUT alone. The lock passes on to what is started with the descriptor: a run that outlives us keeps it."""
-    if os.name != "posix":
-        yield None
-        return
-    import fcntl
-
-    handle = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SystemExit(
-                f"{out}: another benchmark, or a fine-tuning that one left behind, is at work; wait for it or end it"
-            ) from None
-        yield handle
-    finally:
-        os.close(handle)
-
-
-def execute(config: Config, run: Run, lock: int | None, bar: "tqdm[Any]") -> None:
-    """Run to the end, all output to its log; the bar counts folds.
-
-    Raises:
-        RunError: it ended with another status than 0; the end of its log is quoted.
-    """
-    log = run.folder.with_name(run.folder.name + ".log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    before = bar.n
-    with log.open("ab") as stream:
-        process = subprocess.Popen(
-            command(config, run),
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            pass_fds=[] if lock is None else [lock],
-        )
-        try:
-            while process.poll() is None:
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=0.5)
-                done = len(list(run.folder.glob("*/metrics.json")))
-                bar.update(before + min(run.folds, done) - bar.n)
-        finally:
-            if process.poll() is None:  # we are being interrupted: it keeps its finished folds
-                process.terminate()
-                process.wait()
-    if process.returncode:
-        tail = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()[-12:]
-        quoted = "\n".join(f"    {line}" for line in tail)
-        raise RunError(f"status {process.returncode}; the end of {log}:\n{quoted}")
 
 
 def results(run: Run) -> list[dict[str, Any]]:
@@ -243,25 +194,47 @@ def obtain(config: Config, run: Run, lock: int | None, bar: "tqdm[Any]") -> list
     """The folds of a run, which is carried out unless it was."""
     with suppress(RunError):
         return results(run)
-    execute(config, run, lock, bar)
+    execute(command(config, run), run.folder, lock, partial(advance, bar, bar.n, run.folder, run.folds))
     return results(run)
 
 
-def run_all(config: Config, runs: Sequence[Run], lock: int | None) -> tuple[list[tuple[Run, Folds]], dict[str, str]]:
-    """Run what is not finished; give the folds of each run, and why others failed."""
-    finished: list[tuple[Run, Folds]] = []
+def obtain_study(config: Config, study: Study, lock: int | None, bar: "tqdm[Any]") -> list[dict[str, Any]]:
+    """The splits of a study, which is carried out unless it was."""
+    with suppress(RunError):
+        return studies.folds_of(study, config.out, splits=config.splits)
+    folder = study.folder(config.out)
+    words = [*words_of(TRAINING / study.recipe, config.launcher), *study.words, *studies.start_of(study, config.out)]
+    words += ["--out", str(folder), "--seed", str(config.seed), *(["--smoke"] if config.smoke else [])]
+    words += shlex.split(config.study) if study.after is None else []  # what it starts from has them
+    execute(words, folder, lock, partial(advance, bar, bar.n, folder, config.splits))
+    return studies.folds_of(study, config.out, splits=config.splits)
+
+
+def advance(bar: "tqdm[Any]", before: int, folder: Path, folds: int) -> None:
+    """Let the bar count a run's finished folds."""
+    bar.update(before + min(folds, len(list(folder.glob("*/metrics.json")))) - bar.n)
+
+
+def run_all(config: Config, runs: Sequence[Run], lock: int | None) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Run what is not finished; give the table rows of each run, and why others failed."""
+    rows: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
-    with tqdm(total=sum(run.folds for run in runs), unit="fold", disable=None) as bar:
-        for run in runs:
-            title, begin = f"{run.variant}/{run.name}", bar.n
+    works = [*runs, *config.studies()]
+    counts = [work.folds if isinstance(work, Run) else config.splits for work in works]
+    with tqdm(total=sum(counts), unit="fold", disable=None) as bar:
+        for work, count in zip(works, counts, strict=True):
+            title, begin = f"{work.variant}/{work.name}", bar.n
             bar.set_description(title)
             try:
-                finished.append((run, obtain(config, run, lock, bar)))
+                if isinstance(work, Run):
+                    rows += rows_of(config, work, obtain(config, work, lock, bar))
+                else:
+                    rows += studies.rows_of(work, obtain_study(config, work, lock, bar), path=work.folder(config.out))
             except RunError as error:
                 failed[title] = str(error)
                 tqdm.write(f"failed: {title}: {error}", file=sys.stderr)
-            bar.update(begin + run.folds - bar.n)
-    return finished, failed
+            bar.update(begin + count - bar.n)
+    return rows, failed
 
 
 # Reporting
@@ -322,7 +295,9 @@ def table(config: Config, rows: Sequence[dict[str, Any]]) -> str:
     head = "| data | protocol | n train | n test | SROCC | PLCC | PLCC fitted | cosine | published: SROCC / PLCC |"
     for experiment in config.experiments:
         mine = [row for row in rows if row["experiment"] == experiment]
-        if not mine:
+        if mine and experiment in studies.STUDIES:
+            lines += studies.table(experiment, mine)
+        if not mine or experiment in studies.STUDIES:
             continue
         lines += [f"## {TITLES[experiment]}", "", head, "|---|---|---:|---:|---:|---:|---:|---:|---|"]
         for row in mine:
@@ -376,8 +351,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     claim_folder(config.out, config)
     try:
         with locked(config.out) as lock:
-            finished, failed = run_all(config, runs, lock)
-            rows = [row for run, folds in finished for row in rows_of(config, run, folds)]
+            rows, failed = run_all(config, runs, lock)
             write_json(config.out / "metrics.json", {"rows": rows, "failed": failed, "config": as_dict(config)})
             text = table(config, rows)
             with atomic_path(config.out / "benchmark.md") as temporary:
@@ -387,7 +361,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     print(text)
     if failed:
-        print(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; the same command tries them again")
+        count = len(runs) + len(config.studies())
+        print(f"{len(failed)} of {count} runs failed: {', '.join(failed)}; the same command tries them again")
     return 1 if failed else 0
 
 

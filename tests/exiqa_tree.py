@@ -41,6 +41,23 @@ def kadid(root: Path, references: int = 5, *, side: int = 48, types: Sequence[in
     return root
 
 
+def csiq(root: Path, references: int = 5, *, side: int = 48) -> Path:
+    """CSIQ's layout, with two of its types."""
+    lines = []
+    for reference in range(references):
+        picture = clive_tree.picture(50 + reference, side, side)
+        for folder in ("src_imgs", "dst_imgs/AWGN", "dst_imgs/BLUR"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        picture.save(root / "src_imgs" / f"scene{reference}.png")
+        for kind, number in (("AWGN", 11), ("BLUR", 1)):
+            for level in range(1, 6):
+                name = f"scene{reference}.{kind}.{level}.png"
+                _distorted(picture, number, level).save(root / "dst_imgs" / kind / name)
+                lines.append(f"{name} {0.15 * level + 0.01 * reference:.2f}")
+    (root / "csiq_label.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
 def _distorted(picture: Image.Image, kind: int, level: int) -> Image.Image:
     if kind == 1:
         return picture.filter(ImageFilter.GaussianBlur(0.6 * level))

@@ -25,7 +25,8 @@ BOTTOM = {"recipe", "prompts"}
 LEAVES = {"assessment", "distortion_attributes", "distortions", "losses", "images", "metrics", "checkpoint"}
 LEAVES |= {"distortion_metrics", "signal_measures"}
 ON_LEAVES = {"datasets", "photos", "protocols", "pseudo_labels", "published", "teachers"}
-ON_LEAVES |= {"contact_sheet", "mixtures", "pairs", "report", "timing", "training_state", "unlabelled", "views"}
+ON_LEAVES |= {"contact_sheet", "mixtures", "pairs", "recipe_runs", "report", "timing", "training_state"}
+ON_LEAVES |= {"unlabelled", "views"}
 COMMANDS = {"cli", "__main__", "demo", "scoring", "tables"}
 SHARED_MODELS = {"models.base", "models.clip", "models.clip_checkpoint", "models.clip_prompts", "models.backbones"}
 
@@ -45,6 +46,8 @@ RULES["datasets"] = RULES["datasets.*"]
 RULES["folds"] = BOTTOM | LEAVES | {"datasets", "datasets.*", "protocols", "views"}
 RULES["distortions"] = RULES["distortions.*"] = BOTTOM | {"distortions.*"}
 RULES["distorted_crops"] = BOTTOM | LEAVES | {"mixtures", "photos"}
+RULES["dataset_attributes"] = BOTTOM | {"distortion_attributes"}
+RULES["studies"] = BOTTOM | LEAVES | {"protocols", "published", "recipe_runs"}
 RULES["explain"] = BOTTOM | LEAVES | {"models", "models.*"}
 RULES["exiqa_sources"] = BOTTOM | LEAVES | {"datasets", "datasets.*", "mixtures", "protocols"}
 RULES["pair_files"] = BOTTOM | LEAVES | {"pairs"}
@@ -53,6 +56,7 @@ RULES["ab_page"] = BOTTOM | LEAVES | {"pair_files"}
 RULES["crops"] = BOTTOM | LEAVES | {"unlabelled"}
 RULES["exiqa_examples"] = BOTTOM | LEAVES | {"crops", "exiqa_sources", "mixtures"}
 RULES["exiqa_training"] = BOTTOM | LEAVES | {"exiqa_examples", "models", "models.*", "pretraining", "protocols"}
+RULES["exiqa_training"] |= {"dataset_attributes"}
 RULES["pretraining"] = BOTTOM | LEAVES | {"models", "models.*", "teachers"}
 RULES["teachers"] = BOTTOM | LEAVES | {"models.clip", "views"}
 RULES |= {module: {"", "*"} for module in COMMANDS}

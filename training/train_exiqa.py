@@ -4,15 +4,15 @@
     accelerate launch training/train_exiqa.py --manifest exiqa100k --clip ViT-B-16:openai --tune all --precision bf16
     python training/train_exiqa.py --photos photos --tune all --clip-config examples/small_clip.json --logit-scale 50
 
-The images come from one of three places: --data, a synthetic data set with opinion scores; --manifest, a set that
-training/distort.py made; --photos, pristine photos that are distorted as they come, K ~ U{1..--most} at a time.
+The images come from --data, a synthetic data set with opinion scores; --manifest, a set of training/distort.py; or
+--photos, pristine photos that are distorted as they come, K ~ U{1..--most} at a time. What can be named: --table, or
+the distortions of --init, or of the data set. With --init and --epochs 0 nothing is learnt of them: --table NAME asks
+for another data set's (table IV), no --table learns a score from the old ones' attributes (V).
 
-1. Identification: --tune prompts learns prompts inside the image tower and the weights of the attributes, the towers of
-   CLIP frozen; --tune all learns both towers. Strengths are weighted means of attribute probabilities (7).
+1. Identification: prompts in the image tower learn, or with --tune all both towers; strengths are (7).
 2. Score, where there are opinions (--data): a regressor on frozen attribute probabilities (9), computed once.
 
-Splits keep a reference on one side; each writes OUT/splitN/model.safetensors. OUT/metrics.json holds every number that
-is printed, OUT/confusion.png which distortion is taken for which. A killed run goes on with the same command.
+A split writes OUT/splitN/model.safetensors, all of them OUT/metrics.json. A killed run goes on with the same command.
 """
 
 import json
@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from attriqa import metrics
 from attriqa.crops import GlobalBatches, central
-from attriqa.distortion_attributes import read_table
+from attriqa.dataset_attributes import DATASET_ATTRIBUTES
 from attriqa.distortion_metrics import identification_metrics
 from attriqa.exiqa_examples import Example, Files, HeldOut, Mixtures, loader, photo_tests
 from attriqa.exiqa_sources import Plan, Source, chosen, manifest_plan, photo_plan, rated_plan
@@ -47,8 +47,8 @@ from attriqa.exiqa_training import (
     fit_regressor,
     identify_all,
     parts_of,
-    starting_table,
     summary,
+    table_of,
     top1_by_level,
     write_confusion,
 )
@@ -76,7 +76,7 @@ class Config:
     clip: str | None = opt(None, "MODEL[:PRETRAINED] of open_clip: a tag or a file; hf-hub:..., local-dir:...")
     clip_config: Path | None = opt(None, "or an open_clip configuration (JSON), for a model with random weights")
     init: Path | None = opt(None, "or a checkpoint of this recipe, whose towers are the start")
-    table: Path | None = opt(None, "TOML of your own distortions and their attributes; none: the 25 built in")
+    table: str | None = opt(None, f"TOML of your own distortions, or {', '.join(DATASET_ATTRIBUTES)}; none: see above")
     distortions: tuple[str, ...] | None = opt(None, "keys of those to learn, out of the table; none: all")
     tune: Literal["prompts", "all"] = opt("prompts", "what learns: visual prompts, or all of CLIP")
     prompts: int | None = opt(None, "number of visual prompts; none: the paper's for the data set, 100; 0 with all")
@@ -132,8 +132,9 @@ def settled(config: Config) -> Config:
     defaults |= {"lr": lr, "text_lr": lr, "weight_decay": 1e-2 if whole else 0.0}
     config = replace(config, **{key: value for key, value in defaults.items() if getattr(config, key) is None})
     if config.smoke:
-        small: dict[str, Any] = {"epochs": 2, "batch": 8, "passes": 1, "test_passes": 1, "single_passes": 1, "tests": 2}
-        config = replace(config, **small, regressor_epochs=3, workers=0, log_every=1, save_every=2)
+        small: dict[str, Any] = {"batch": 8, "passes": 1, "test_passes": 1, "single_passes": 1, "tests": 2, "workers": 0}
+        epochs = min(2, config.epochs or 0)
+        config = replace(config, **small, epochs=epochs, regressor_epochs=3, log_every=1, save_every=2)
     return config
 
 
@@ -171,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def plan_of(config: Config) -> Plan:
     """Read the table and the images, and cut the folds."""
-    table = starting_table(config.init) if config.table is None else read_table(config.table)
+    table = table_of(config.table, init=config.init, data=config.data)
     limit = 24 if config.smoke else None
     sides: dict[str, Any] = {"splits": config.splits, "held_out": config.held_out, "limit": limit}
     if config.photos is not None:

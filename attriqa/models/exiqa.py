@@ -310,7 +310,7 @@ def _check_tables(
 def transfer(model: ExIQA, table: Sequence[DistortionAttributes]) -> ExIQA:
     """The same towers and prompts for the attributes of another table (ExIQA, table IV: zero-shot identification).
 
-    Distortions that both tables have, by key and attributes, keep their weights; those of others are uniform. There is
+    Distortions that both tables have, by their attributes, keep their weights; those of others are uniform. There is
     no score: the regressor knew the old table.
 
     Args:
@@ -319,11 +319,11 @@ def transfer(model: ExIQA, table: Sequence[DistortionAttributes]) -> ExIQA:
     """
     config = dataclasses.replace(model.config, table=tuple(table))
     other = ExIQA(config, model.towers).to(model.weights.device)
-    places = {entry.key: place for place, entry in enumerate(model.config.table)}
+    places = {entry.attributes: place for place, entry in enumerate(model.config.table)}
     with torch.no_grad():
         for row, entry in zip(other.weights, table, strict=True):
-            place = places.get(entry.key)
-            if place is not None and model.config.table[place].attributes == entry.attributes:
+            place = places.get(entry.attributes)
+            if place is not None:
                 row.copy_(model.weights[place])
         if other.prompts.prompts is not None and model.prompts.prompts is not None:
             other.prompts.prompts.copy_(model.prompts.prompts)
