@@ -11,7 +11,6 @@ for another data set's (table IV), no --table learns a score from the old ones' 
 
 1. Identification: prompts in the image tower learn, or with --tune all both towers; strengths are (7).
 2. Score, where there are opinions (--data): a regressor on frozen attribute probabilities (9), computed once.
-
 A split writes OUT/splitN/model.safetensors, all of them OUT/metrics.json. A killed run goes on with the same command.
 """
 
@@ -132,9 +131,9 @@ def settled(config: Config) -> Config:
     defaults |= {"lr": lr, "text_lr": lr, "weight_decay": 1e-2 if whole else 0.0}
     config = replace(config, **{key: value for key, value in defaults.items() if getattr(config, key) is None})
     if config.smoke:
-        small: dict[str, Any] = {"batch": 8, "passes": 1, "test_passes": 1, "single_passes": 1, "tests": 2, "workers": 0}
-        epochs = min(2, config.epochs or 0)
-        config = replace(config, **small, epochs=epochs, regressor_epochs=3, log_every=1, save_every=2)
+        small: dict[str, Any] = {"batch": 8, "passes": 1, "test_passes": 1, "single_passes": 1, "tests": 2}
+        small |= {"epochs": min(2, config.epochs or 0), "regressor_epochs": 3, "workers": 0, "log_every": 1}
+        config = replace(config, **small, save_every=2)
     return config
 
 
