@@ -55,3 +55,16 @@ def test_enhancing_never_replaces_the_photo(run_recipe: Recipe, tmp_path: Path) 
     assert done.returncode == 2
     assert "is the photo itself" in done.stderr
     assert (tmp_path / "a.png").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_explained_shows_three_photos(run_recipe: Recipe, tmp_path: Path) -> None:
+    done = run_recipe("examples/explained.py", tmp_path / "out.jpg")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["jpeg", "white_noise", "gaussian_blur"]
+    assert "JPEG" in lines[0]
+    assert "noise (" in lines[1]
+    assert "Gaussian blur" in lines[2]
+    with Image.open(tmp_path / "out.jpg") as sheet:
+        assert sheet.width > 1000
