@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from attriqa import ATTRIBUTES, checkpoint, load
 from attriqa.checkpoint import CheckpointError
 from attriqa.models import AttributeNet, AttributeNetConfig, load_with_provenance
-from attriqa.models.attribute_net import squash
+from attriqa.models.attribute_net import _MeanAndDeviation, squash
 from attriqa.models.backbones import Backbone, fold_batch_norm, load_compact_trunk
 
 if TYPE_CHECKING:
@@ -309,3 +309,15 @@ def test_the_default_is_inside_the_package_and_small() -> None:
     assert loaded.provenance["ramp_test_photos"]
     path = Path(checkpoint.__file__).parent / "weights" / "default.safetensors"
     assert path.stat().st_size <= 12e6
+
+
+def test_pooled_statistics_have_right_gradients_of_both_orders() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(2, 30, 3, dtype=torch.float64, generator=generator).requires_grad_()
+    assert torch.autograd.gradcheck(_MeanAndDeviation.apply, (pixels,))
+    assert torch.autograd.gradgradcheck(_MeanAndDeviation.apply, (pixels,))
+    flat = torch.ones(1, 30, 3, dtype=torch.float64, requires_grad=True)
+    mean, deviation = _MeanAndDeviation.apply(flat)  # type: ignore[no-untyped-call]
+    (mean + deviation).sum().backward()
+    assert flat.grad is not None
+    torch.testing.assert_close(flat.grad, torch.full_like(flat, 1 / 30))  # a constant map has no way to deviate
