@@ -27,6 +27,8 @@ from tqdm import tqdm
 
 import attriqa
 from attriqa import ATTRIBUTES, metrics
+from attriqa.images import ImageError
+from attriqa.pair_files import is_blank
 from attriqa.recipe import as_dict, atomic_path, opt, parse_config, required, write_json
 
 HEADER = ["name", "prompt", "adj1", "adj2", "style", "mos_quality", "std_quality", "mos_align", "std_align"]
@@ -195,6 +197,18 @@ def score(
     return unreadable
 
 
+def find_black(config: Config, rows: Sequence[Row]) -> list[str]:
+    """Names of the images that are all black, as safety checkers leave them."""
+    found = []
+    for row in tqdm(rows, unit="image", desc="looking for black images", disable=None):
+        try:
+            if is_blank(config.root / row.name):
+                found.append(row.name)
+        except ImageError as error:  # scored by an earlier run, and changed since
+            raise DataError(f"{error}; it was scored when it could be read") from error
+    return found
+
+
 def agreement(x: Floats, y: Floats, config: Config) -> dict[str, Any]:
     """The report of scores x against mos y, or why there is none."""
     try:
@@ -243,14 +257,17 @@ def within_prompt(rows: Sequence[Row], x: Floats, y: Floats, config: Config) -> 
     return result | {"pair_accuracy": accuracy, "pair_accuracy_low": low, "pair_accuracy_high": high}
 
 
-def evaluate(config: Config, identity: str, rows: Sequence[Row], scores: dict[str, list[float]]) -> dict[str, Any]:
-    """All of metrics.json but what was left out."""
+def evaluate(
+    config: Config, identity: str, rows: Sequence[Row], scores: dict[str, list[float]], black: Sequence[str]
+) -> dict[str, Any]:
+    """All of metrics.json but what was left out; the ``black`` images count, as in the protocol, and once do not."""
     x, y = np.array([scores[row.name][0] for row in rows]), np.array([row.mos for row in rows])
     overall = agreement(x, y, config)
     if "undefined" in overall:
         raise DataError(f"no correlation: {overall['undefined']}")
     modern = np.array([not row.generator.startswith(("AttnGAN", "glide")) for row in rows])
     without = agreement(x[modern], y[modern], config)
+    lit = np.array([row.name not in black for row in rows])
     prompts = len({row.prompt for row in rows})
     zero_shot = "zero-shot:" if config.model == "default" else "zero-shot, if this checkpoint was"
     return {
@@ -261,6 +278,8 @@ def evaluate(config: Config, identity: str, rows: Sequence[Row], scores: dict[st
         **overall,
         **{f"srocc_without_attngan_glide{end}": without.get(f"srocc{end}") for end in ("", "_low", "_high")},
         "without_attngan_glide": without,
+        "black_images": list(black),
+        "without_black": agreement(x[lit], y[lit], config) if black else None,
         **within_prompt(rows, x, y, config),
         "per_generator": per_generator(rows, x, y, config),
         "prompts": prompts,
@@ -285,11 +304,17 @@ def show(result: dict[str, Any]) -> None:
         f"\nAGIQA-3K, quality. {result['protocol']}\nmodel {result['identity']}; [95 % bootstrap interval over images]"
     )
     print(f"\n{'':22}{'n':>5}  {'SROCC':22}{'PLCC':22}{'PLCC fitted':22}{'KROCC':22}RMSE")
-    for title, values in (("all", result), ("no AttnGAN, no GLIDE", result["without_attngan_glide"])):
+    parts = {"all": result, "no AttnGAN, no GLIDE": result["without_attngan_glide"]}
+    parts |= {"all but black ones": result["without_black"]} if result["black_images"] else {}
+    for title, values in parts.items():
         cells = "".join(f"{span(values, name):22}" for name in metrics.STATISTICS)
         print(f"{title:22}{values['n']:>5}  {values.get('undefined', cells)}".rstrip())
         if values.get("logistic_failure"):
             print(f"  the logistic fit failed, PLCC fitted and RMSE are of raw scores: {values['logistic_failure']}")
+    if result["black_images"]:
+        names = result["black_images"]
+        listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        print(f"all black, as a safety checker leaves an image: {len(names)}, {listed}; counted but in the last row")
     print(f"\n{'generator':22}{'n':>5}  {'mean MOS':10}{'mean score':12}SROCC among its images")
     for name, entry in result["per_generator"].items():
         why = f" ({entry['undefined']})" if "undefined" in entry else ""
@@ -342,7 +367,7 @@ def run(config: Config) -> None:
     unreadable = score(config, scorer, wanted, scores)
     refuse_or_tell(config, unreadable)
     wanted = [row for row in wanted if row.name not in unreadable]
-    result = evaluate(config, scorer.identity, wanted, scores)
+    result = evaluate(config, scorer.identity, wanted, scores, find_black(config, wanted))
     left_out = problems | unreadable
     write_json(config.out / "metrics.json", result | {"excluded": {"n": len(left_out), "reasons": left_out}})
     plot(config, result, wanted, scores)

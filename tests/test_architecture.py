@@ -24,9 +24,9 @@ RECIPE_FOLDERS = ("envs", "evals", "training", "examples")
 BOTTOM = {"recipe", "prompts"}
 LEAVES = {"assessment", "distortion_attributes", "distortions", "losses", "images", "metrics", "checkpoint"}
 LEAVES |= {"distortion_metrics", "signal_measures"}
-ON_LEAVES = {"datasets", "photos", "protocols", "pseudo_labels", "published", "teachers"}
-ON_LEAVES |= {"contact_sheet", "mixtures", "pairs", "recipe_runs", "report", "timing", "training_state"}
-ON_LEAVES |= {"unlabelled", "views"}
+ON_LEAVES = {"datasets", "ddim_policy", "photos", "protocols", "pseudo_labels", "published", "teachers"}
+ON_LEAVES |= {"contact_sheet", "mixtures", "pairs", "pictures", "recipe_runs", "report", "timing", "training_state"}
+ON_LEAVES |= {"sample_statistics", "unlabelled", "views"}
 COMMANDS = {"cli", "__main__", "demo", "scoring", "tables"}
 SHARED_MODELS = {"models.base", "models.clip", "models.clip_checkpoint", "models.clip_prompts", "models.backbones"}
 
@@ -36,7 +36,7 @@ RULES: dict[str, set[str]] = {
     "models": BOTTOM | LEAVES | {"models.*"},
     "models.*": BOTTOM | LEAVES | SHARED_MODELS | {"views"},
     "datasets.*": BOTTOM | LEAVES | {"datasets.*"},
-    "reward": BOTTOM | LEAVES | {"views", "models", "models.*"},
+    "reward": BOTTOM | LEAVES | {"adapters", "views", "models", "models.*"},
     "": BOTTOM | LEAVES | ON_LEAVES | {"models", "models.*", "reward"},
 }
 RULES |= {module: set() for module in BOTTOM}
@@ -53,6 +53,12 @@ RULES["exiqa_sources"] = BOTTOM | LEAVES | {"datasets", "datasets.*", "mixtures"
 RULES["pair_files"] = BOTTOM | LEAVES | {"pairs"}
 RULES["pair_report"] = BOTTOM | LEAVES | {"published"}
 RULES["ab_page"] = BOTTOM | LEAVES | {"pair_files"}
+RULES["adapters"] = BOTTOM | LEAVES | {"pictures"}
+RULES["image_prompts"] = BOTTOM | LEAVES | {"pair_files"}
+RULES["comparison"] = BOTTOM | LEAVES | {"sample_statistics"}
+RULES["comparison_report"] = BOTTOM | LEAVES | {"comparison", "sample_statistics"}
+RULES["comparison_html"] = BOTTOM | LEAVES | {"comparison_report", "report"}
+RULES["comparison_page"] = BOTTOM | LEAVES | {"comparison", "comparison_html", "comparison_report", "explain"}
 RULES["crops"] = BOTTOM | LEAVES | {"unlabelled"}
 RULES["exiqa_examples"] = BOTTOM | LEAVES | {"crops", "exiqa_sources", "mixtures"}
 RULES["exiqa_training"] = BOTTOM | LEAVES | {"exiqa_examples", "models", "models.*", "pretraining", "protocols"}

@@ -241,7 +241,7 @@ class _MeanAndDeviation(torch.autograd.Function):
         return mean, deviation
 
     @staticmethod
-    def backward(ctx: Any, to_mean: Tensor, to_deviation: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, to_mean: Tensor, to_deviation: Tensor) -> Tensor:
         pixels, mean, deviation = ctx.saved_tensors
         slope = to_deviation / (deviation * pixels.shape[1])
         offset = to_mean / pixels.shape[1] - slope * mean
