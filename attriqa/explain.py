@@ -6,9 +6,7 @@ image from the others, so it is relative to that image: two maps do not compare.
 """
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, cast
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -20,8 +18,8 @@ from attriqa.distortions import DISTORTION_KEYS, DISTORTIONS
 from attriqa.images import check, resize_shorter
 from attriqa.models.attribute_net import AttributeNet
 from attriqa.models.base import QualityModel
-from attriqa.models.clip_prompts import VisualPrompts
 from attriqa.prompts import ATTRIBUTES
+from attriqa.tower_maps import tower_map
 
 _WINDOW = 0.1  # standard deviation of the Gaussian window, of the shorter side
 _CELL = 16  # pixels between windows, at the model's size
@@ -76,15 +74,14 @@ def saliency(model: nn.Module, images: Tensor, of: str = "score") -> Tensor:
     region's weight: a region like the image's average contributes nothing, and for small shares and windows it becomes
     gradient x (feature - mean), summed over the maps.
 
-    *Vision transformers* (open_clip's): gradient-weighted attention (Chefer et al., "Generic Attention-model
-    Explainability", ICCV 2021, equations 5 and 6), from the pooled tokens to the patches, past learnt prompts. They see
-    the centre square of an image; outside it their map is zero.
+    *Models on CLIP* (vision transformers and ResNets of open_clip's own): `attriqa.tower_maps.tower_map`. Where the
+    model does not look, as outside of the centre square that CLIP's preprocessing cuts out, their map is zero.
 
     Args:
-        model: an `AttributeNet`, or a module ``(B, 3, H, W) -> Assessment`` around an open_clip vision transformer.
+        model: an `AttributeNet`, or a module ``(B, 3, H, W) -> Assessment`` around an image tower of open_clip.
         images: ``(B, 3, H, W)`` sRGB in [0, 1], sides of at least 32 px.
-        of: what is explained: ``"score"`` or an attribute (the map shows what **lowers** it), or the key of a distortion
-            that the model tells (the map shows what **raises** its strength).
+        of: what is explained: ``"score"`` or an attribute (the map shows what **lowers** it), or the key of a
+            distortion that the model tells (the map shows what **raises** its strength).
 
     Returns:
         ``(B, H, W)`` float32 in [0, 1] on the images' device; the most salient pixel of each image is 1, and a map
@@ -105,7 +102,7 @@ def saliency(model: nn.Module, images: Tensor, of: str = "score") -> Tensor:
     places: dict[str, _Place] = {"score": ("score", 0, -1)}
     places |= {name: ("attributes", index, -1) for index, name in enumerate(attributes)}
     places |= {key: ("distortions", index, 1) for index, key in enumerate(distortions)}
-    return torch.cat([_seen_by_patches(model, image[None], places[of]) for image in wide])
+    return torch.cat([_seen_by_tower(model, image[None], places[of]) for image in wide])
 
 
 def _contributions(net: AttributeNet, image: Tensor, of: str) -> Tensor:
@@ -161,8 +158,8 @@ def _harm(net: AttributeNet, pooled: Tensor, of: str) -> Tensor:
     return -(raw / net.attribute_scale)[:, ATTRIBUTES.index(of)]
 
 
-def _seen_by_patches(model: nn.Module, image: Tensor, place: _Place) -> Tensor:
-    """(1, 3, H, W) -> (1, H, W): how much each patch of the centre square bears on an output where that is bad."""
+def _seen_by_tower(model: nn.Module, image: Tensor, place: _Place) -> Tensor:
+    """(1, 3, H, W) -> (1, H, W): how much each place bears on an output where that is bad."""
     field, index, sign = place
 
     def harm(seen: Tensor) -> Tensor:
@@ -171,73 +168,7 @@ def _seen_by_patches(model: nn.Module, image: Tensor, place: _Place) -> Tensor:
             raise ValueError(f"of: {type(model).__name__} tells no {field}")
         return sign * values.view(1, -1)[0, index]
 
-    relevance = _patch_relevance(model, image, harm)  # (1, h, w)
-    height, width = image.shape[2:]
-    preprocess = getattr(model, "preprocess", None)
-    squashed = preprocess is not None and preprocess.resize_mode == "squash"
-    side = (height, width) if squashed else (min(height, width),) * 2
-    square = F.interpolate(relevance[None], side, mode="bilinear", align_corners=False)[0]
-    top, left = (height - side[0]) // 2, (width - side[1]) // 2
-    low = square.amin((1, 2), keepdim=True)  # attention never vanishes: what every patch gets says nothing
-    padded = F.pad(square - low, (left, width - side[1] - left, top, height - side[0] - top))
-    return _to_unit(padded, least=torch.finfo(torch.float32).tiny)
-
-
-def _patch_relevance(model: nn.Module, image: Tensor, target: Callable[[Tensor], Tensor]) -> Tensor:
-    """(1, 3, H, W) -> (1, h, w) on the grid of the patches: how much each one raises ``target`` through attention."""
-    tower = next((part for part in model.modules() if hasattr(part, "class_embedding")), None)
-    blocks = [] if tower is None else [part for part in tower.modules() if isinstance(part, nn.MultiheadAttention)]
-    if tower is None or not blocks:
-        raise ValueError(
-            "model: expected an AttributeNet or a model on an open_clip vision transformer with a class token, got "
-            + type(model).__name__
-        )
-    with _explicit_attention(blocks) as seen, torch.enable_grad():
-        value = target(image.clone().requires_grad_())
-        attention = tuple(seen)
-        gradients = torch.autograd.grad(value, attention)
-    rows, columns = tower.grid_size  # type: ignore[misc]
-    own = 1 + rows * columns  # CLS and the patches; learnt prompts come after them
-    kept = any(isinstance(part, VisualPrompts) and part.kind == "shallow" for part in model.modules())
-    relevance = torch.eye(own, device=image.device)[:, 1:]  # (T, N): of each patch for each token
-    for weights, gradient in zip(attention, gradients, strict=True):
-        if not kept or len(relevance) == own:  # prompts that enter here have seen no patch
-            relevance = F.pad(relevance[:own], (0, 0, 0, weights.shape[-1] - own))
-        relevance = relevance + (gradient * weights)[0].detach().clamp(min=0).mean(0) @ relevance
-    read = relevance[:1] if getattr(tower, "pool_type", "tok") == "tok" else relevance[1:own].mean(0, keepdim=True)
-    return read.view(1, rows, columns)
-
-
-@contextmanager
-def _explicit_attention(blocks: Sequence[nn.MultiheadAttention]) -> Iterator[list[Tensor]]:
-    """While inside, the blocks' attention weights (B, heads, T, T) are in the graph and in the list, in order.
-
-    open_clip asks torch for no weights, and torch's fused attention has none to give.
-    """
-    seen: list[Tensor] = []
-
-    def replace(
-        block: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: object
-    ) -> tuple[Tensor, None]:
-        assert isinstance(block, nn.MultiheadAttention)
-        if kwargs.get("attn_mask") is not None or args[0] is not args[1]:
-            raise ValueError("model: expected self-attention without a mask in its vision transformer")
-        x = args[0] if block.batch_first else args[0].transpose(0, 1)  # (B, T, D)
-        query, key, values = (
-            part.unflatten(2, (block.num_heads, -1)).transpose(1, 2)  # (B, heads, T, D / heads)
-            for part in F.linear(x, block.in_proj_weight, block.in_proj_bias).chunk(3, 2)
-        )
-        weights = (query @ key.transpose(2, 3) / query.shape[3] ** 0.5).softmax(3)
-        seen.append(weights)
-        mixed = block.out_proj((weights @ values).transpose(1, 2).flatten(2))
-        return (mixed if block.batch_first else mixed.transpose(0, 1)), None
-
-    handles = [block.register_forward_hook(replace, with_kwargs=True) for block in blocks]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
+    return _to_unit(tower_map(model, image, harm), least=torch.finfo(torch.float32).tiny)
 
 
 def _to_unit(maps: Tensor, least: float = _LEAST) -> Tensor:

@@ -23,7 +23,7 @@ RECIPE_FOLDERS = ("envs", "evals", "training", "examples")
 
 BOTTOM = {"recipe", "prompts"}
 LEAVES = {"assessment", "distortion_attributes", "distortions", "losses", "images", "metrics", "checkpoint"}
-LEAVES |= {"distortion_metrics", "signal_measures"}
+LEAVES |= {"distortion_metrics", "mp_iqe_labels", "mp_iqe_crops", "mp_iqe_windows", "signal_measures"}
 ON_LEAVES = {"datasets", "ddim_policy", "photos", "protocols", "pseudo_labels", "published", "teachers"}
 ON_LEAVES |= {"contact_sheet", "mixtures", "pairs", "pictures", "recipe_runs", "report", "timing", "training_state"}
 ON_LEAVES |= {"sample_statistics", "unlabelled", "views"}
@@ -48,7 +48,8 @@ RULES["distortions"] = RULES["distortions.*"] = BOTTOM | {"distortions.*"}
 RULES["distorted_crops"] = BOTTOM | LEAVES | {"mixtures", "photos"}
 RULES["dataset_attributes"] = BOTTOM | {"distortion_attributes"}
 RULES["studies"] = BOTTOM | LEAVES | {"protocols", "published", "recipe_runs"}
-RULES["explain"] = BOTTOM | LEAVES | {"models", "models.*"}
+RULES["explain"] = BOTTOM | LEAVES | {"models", "models.*", "tower_maps"}
+RULES["tower_maps"] = BOTTOM | {"models.clip_prompts"}
 RULES["exiqa_sources"] = BOTTOM | LEAVES | {"datasets", "datasets.*", "mixtures", "protocols"}
 RULES["pair_files"] = BOTTOM | LEAVES | {"pairs"}
 RULES["pair_report"] = BOTTOM | LEAVES | {"published"}
@@ -63,6 +64,7 @@ RULES["crops"] = BOTTOM | LEAVES | {"unlabelled"}
 RULES["exiqa_examples"] = BOTTOM | LEAVES | {"crops", "exiqa_sources", "mixtures"}
 RULES["exiqa_training"] = BOTTOM | LEAVES | {"exiqa_examples", "models", "models.*", "pretraining", "protocols"}
 RULES["exiqa_training"] |= {"dataset_attributes"}
+RULES["mp_iqe_training"] = BOTTOM | LEAVES | {"folds", "models", "models.*", "protocols"}
 RULES["pretraining"] = BOTTOM | LEAVES | {"models", "models.*", "teachers"}
 RULES["teachers"] = BOTTOM | LEAVES | {"models.clip", "views"}
 RULES |= {module: {"", "*"} for module in COMMANDS}

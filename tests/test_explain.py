@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from attriqa import explain, images
+from attriqa import explain, images, tower_maps
 from attriqa.assessment import Assessment
 from attriqa.distortion_attributes import DistortionAttributes
 from attriqa.distortions import DISTORTION_KEYS, apply_ramp
@@ -274,7 +274,7 @@ def test_to_explain_a_transformer_leaves_it_as_it_was(clip_scorer: ClipScorer) -
     image = pictures(1, 48, 48)
     before = clip_scorer(image).score
     blocks = [part for part in clip_scorer.modules() if isinstance(part, nn.MultiheadAttention)]
-    with explain._explicit_attention(blocks) as weights:
+    with tower_maps._explicit_attention(blocks) as weights:
         inside = clip_scorer(image).score
     assert torch.allclose(inside, before, atol=1e-6)
     assert [tuple(entry.shape) for entry in weights] == [(1, 2, 10, 10)] * 2
