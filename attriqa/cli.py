@@ -132,9 +132,8 @@ def _run_explain(args: argparse.Namespace) -> int:
         if args.of in scorer.model.distortions
         else f"{'the score' if args.of == 'score' else args.of} is lost"
     )
-    print(
-        f"{printable(args.image)}: score {said.score:.3f}\nwhy: {explain.why(said.attributes, said.distortions, keys=scorer.model.distortions)}"
-    )
+    why = explain.why(said.attributes, said.distortions, keys=scorer.model.distortions, names=scorer.attributes)
+    print(f"{printable(args.image)}: score {said.score:.3f}\nwhy: {why}")
     shown = (
         f"coloured where {what}, brightest where most"
         if found.any()

@@ -123,7 +123,7 @@ contrast_change | Contrast change | a tone curve shaped like an S raises or lowe
 
 
 def read_lines(text: str) -> tuple[DistortionAttributes, ...]:
-    """Read entries of two parts: ``key | name | explanation``, and below it, indented, attributes between semicolons."""
+    """Read entries of two parts: ``key | name | explanation``, and, indented, attributes between semicolons."""
     table = []
     for block in re.split(r"\n(?=\w)", text.strip()):
         head, _, body = block.partition("\n")

@@ -212,13 +212,15 @@ def why(
     distortions: Sequence[float] | None = None,
     *,
     keys: Sequence[str] = DISTORTION_KEYS,
+    names: Sequence[str] = ATTRIBUTES,
 ) -> str:
     """The reasons for a score in words, the weightiest first, as ``"strong JPEG (0.8), some noise (0.3)"``.
 
     Args:
-        attributes: the five, in [0, 1], in the order of `ATTRIBUTES`; ``None``: the model tells none.
+        attributes: in [0, 1], in the order of ``names``; ``None``: the model tells none.
         distortions: strengths in [0, 1], in the order of ``keys``; ``None``: the model tells none.
         keys: of the distortions; those of `DISTORTION_KEYS` are called by their names.
+        names: of the attributes.
 
     Returns:
         The up to three strongest distortions from 0.3 ("some") and 0.6 ("strong") on; where there is none, the
@@ -227,9 +229,9 @@ def why(
     Raises:
         ValueError: their number is wrong, or a value leaves [0, 1].
     """
-    for name, values, known in (("attributes", attributes, ATTRIBUTES), ("distortions", distortions, keys)):
+    for field, values, known in (("attributes", attributes, names), ("distortions", distortions, keys)):
         if values is not None and (len(values) != len(known) or not all(0 <= value <= 1 for value in values)):
-            raise ValueError(f"{name}: expected {len(known)} values in [0, 1], got {list(values)}")
+            raise ValueError(f"{field}: expected {len(known)} values in [0, 1], got {list(values)}")
     words = {distortion.key: distortion.name for distortion in DISTORTIONS}
     strengths = [round(strength, 1) for strength in distortions or ()]  # so that the words fit the digits shown
     reasons = [
@@ -239,7 +241,7 @@ def why(
         if strength >= _SOME
     ]
     reasons = reasons or [
-        _low(name, value) for value, name in sorted(zip(attributes or (), ATTRIBUTES, strict=False)) if value < _LOW
+        _low(name, value) for value, name in sorted(zip(attributes or (), names, strict=False)) if value < _LOW
     ]
     return ", ".join(reasons[:_WORDS]) or NOTHING
 

@@ -1,10 +1,14 @@
 """Training losses, each with its paper and equation."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from attriqa.prompts import ATTRIBUTES
+
+_FIDELITY_FLOOR = 1e-8  # under the roots: their slope at 0 is infinite
 
 
 def margin_ranking(predictions: Tensor, targets: Tensor, margin: float = 0.1) -> Tensor:
@@ -96,3 +100,102 @@ def strength_loss(predicted: Tensor, strengths: Tensor) -> Tensor:
         raise ValueError(f"strengths: expected the shape of predicted, {wanted}, got {got}")
     kept = predicted.float().clamp(1e-6, 1 - 1e-6)
     return -(strengths * kept.log() + (1 - strengths) * torch.log1p(-kept)).mean()
+
+
+def fidelity(predicted: Tensor, true: Tensor) -> Tensor:
+    """How far two-way probabilities are apart, each by itself (Tsai et al., "FRank", SIGIR 2007; LIQE).
+
+    ``1 - sqrt(p g) - sqrt((1 - p) (1 - g))``: 0 where they agree, 1 where one is certain of the contrary. With 1e-8
+    under each root, as LIQE has it, 0 becomes -2e-4 at the least. LIQE is Zhang et al., "Blind Image Quality Assessment
+    via Vision-Language Correspondence: A Multitask Learning Perspective" (CVPR 2023).
+
+    Args:
+        predicted: probabilities, of any shape; taken in float32 and cut to [0, 1].
+        true: of the same shape, in [0, 1].
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if predicted.shape != true.shape:
+        wanted, got = tuple(predicted.shape), tuple(true.shape)
+        raise ValueError(f"true: expected the shape of predicted, {wanted}, got {got}")
+    p, g = predicted.float().clamp(0, 1), true.float()  # sums of a softmax pass 1 by rounding: no root of less than 0
+    return 1 - (p * g + _FIDELITY_FLOOR).sqrt() - ((1 - p) * (1 - g) + _FIDELITY_FLOOR).sqrt()
+
+
+def quality_fidelity(predictions: Tensor, mos: Tensor) -> Tensor:
+    """LIQE's quality loss: the fidelity of the order of all pairs in one data set.
+
+    The probability that the first of a pair is better is ``Phi(q_1 - q_2)``, the normal distribution function:
+    Thurstone's model with a variance of one half for each image, as LIQE's code has it. In truth it is 1, 0 or, for a
+    tie, one half.
+
+    Args:
+        predictions: ``(N,)`` in the unit of the model's variance; LIQE's quality, from 1 to 5.
+        mos: ``(N,)``, in any unit: only their order matters.
+
+    Returns:
+        A scalar, the mean over pairs; 0, still attached to the graph, for a single image.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if predictions.ndim != 1 or predictions.shape != mos.shape:
+        raise ValueError(f"mos: expected (N,) as predictions, got {tuple(predictions.shape)} and {tuple(mos.shape)}")
+    first, second = torch.triu_indices(len(mos), len(mos), 1, device=mos.device)
+    better = torch.special.ndtr((predictions[first] - predictions[second]).float())
+    losses = fidelity(better, 0.5 * (1 + (mos[first] - mos[second]).sign()))
+    return losses.sum() / max(1, len(losses))
+
+
+def scene_fidelity(predicted: Tensor, present: Tensor) -> Tensor:
+    """LIQE's scene loss: the fidelity of each class by itself, for an image may belong to several.
+
+    Args:
+        predicted: ``(N, C)`` probabilities.
+        present: ``(N, C)`` 1 for the classes of an image, else 0; a row of zeros: nothing is known of it.
+
+    Returns:
+        A scalar, the mean over classes and the rows that have one; 0, attached to the graph, where none has.
+    """
+    known = (present > 0).any(1)
+    return (fidelity(predicted, present.float()).mean(1) * known).sum() / known.sum().clamp(min=1)
+
+
+def distortion_fidelity(predicted: Tensor, true: Tensor) -> Tensor:
+    """LIQE's distortion loss: the fidelity of a distribution over exclusive classes, ``1 - sum_c sqrt(p_c g_c)``.
+
+    LIQE's code divides it by the number of classes; this is the paper's.
+
+    Args:
+        predicted: ``(N, C)`` probabilities that sum to 1; taken in float32.
+        true: ``(N, C)`` likewise; a row of zeros: nothing is known of it.
+
+    Returns:
+        A scalar, the mean over the rows that have a class; 0, attached to the graph, where none has.
+    """
+    known = true.any(1)
+    roots = (predicted.float().clamp(min=0) * true + _FIDELITY_FLOOR).sqrt().sum(1)
+    return ((1 - roots) * known).sum() / known.sum().clamp(min=1)
+
+
+def dynamic_weights(means: Sequence[Sequence[float]], temperature: float = 2.0) -> list[float]:
+    """Weights of K tasks for the coming epoch: more for those whose loss falls slower.
+
+    Dynamic weight average (Liu et al., "End-to-End Multi-Task Learning with Attention", CVPR 2019, equation 7), which
+    LIQE uses: ``K softmax(L_k(t - 1) / L_k(t - 2) / T)``.
+
+    Args:
+        means: each task's mean loss in each epoch so far, the last one last; before there are two, weights are 1.
+        temperature: T; the greater, the more even.
+
+    Returns:
+        K weights that sum to K. A task without a loss two epochs ago (nothing was known of it) has the weight 1, and
+        the others share theirs as if it were not there.
+    """
+    if len(means) < 2:
+        return [1.0] * len(means[0]) if means else []
+    rates = {task: now / then for task, (now, then) in enumerate(zip(means[-1], means[-2], strict=True)) if then}
+    shares = (torch.tensor(list(rates.values())) / temperature).softmax(0).tolist()
+    weights = dict(zip(rates, shares, strict=True))
+    return [len(rates) * weights[task] if task in weights else 1.0 for task in range(len(means[-1]))]

@@ -12,7 +12,7 @@ import re
 import statistics
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib import resources
@@ -85,6 +85,7 @@ def write_report(
     threads: int = 2,
     advance: Callable[[], object] | None = None,
     where: "Callable[[ReportRow], NDArray[np.uint8] | None] | None" = None,
+    attributes: Sequence[str] = ATTRIBUTES,
 ) -> None:
     """Write the page, whole or not at all.
 
@@ -100,15 +101,15 @@ def write_report(
         advance: called after each row, for a progress bar.
         where: gives a row's picture with what lowers its score in colour, ``(H, W, 3)`` (`attriqa.explain.overlay`),
             or ``None`` where there is none to show; a box on the page, ticked, puts it in the thumbnail's place.
+        attributes: names of the rows' attributes; none where the model tells none.
 
     Raises:
         ValueError: a row's score or attribute is not a number in [0,1], or the number of attributes is wrong.
     """
     for row in rows:
-        _check(row)
-    head, tail = _frame(
-        rows, title=title, identity=identity, version=version, lead=lead, errors=errors, where=where is not None
-    )
+        _check(row, attributes)
+    about = {"title": title, "identity": identity, "version": version, "lead": lead}
+    head, tail = _frame(rows, about, errors=errors, where=where is not None, attributes=attributes)
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.write(head)
         thumbnails = _in_order(_thumbnail, rows, threads)
@@ -119,7 +120,7 @@ def write_report(
             reference = None
             for row in members:
                 picture = next(thumbnails) + (_explained(where(row)) if where is not None else "")
-                file.write(_row(row, picture, reference))
+                file.write(_row(row, picture, reference, attributes))
                 reference = reference or (row if group is not None else None)
                 if advance is not None:
                     advance()
@@ -127,9 +128,9 @@ def write_report(
         file.write(tail)
 
 
-def _check(row: ReportRow) -> None:
-    if len(row.attributes) not in (0, len(ATTRIBUTES)):
-        raise ValueError(f"rows: expected {len(ATTRIBUTES)} attributes for {row.path}, got {len(row.attributes)}")
+def _check(row: ReportRow, attributes: Sequence[str]) -> None:
+    if len(row.attributes) != len(attributes):
+        raise ValueError(f"rows: expected {len(attributes)} attributes for {row.path}, got {len(row.attributes)}")
     for value in (row.score, *row.attributes):
         if not 0 <= value <= 1:  # NaN fails this too
             raise ValueError(f"rows: expected values in [0,1] for {row.path}, got {value}")
@@ -137,33 +138,28 @@ def _check(row: ReportRow) -> None:
 
 def _frame(
     rows: Sequence[ReportRow],
+    about: Mapping[str, str],
     *,
-    title: str,
-    identity: str,
-    version: str,
-    lead: str,
     errors: Sequence[tuple[str, str]],
     where: bool,
+    attributes: Sequence[str],
 ) -> tuple[str, str]:
     """What comes before and after the rows."""
     # Over pictures that are compared section by section, a mean or a histogram would say nothing.
     compare = any(row.group is not None for row in rows)
     scores = [] if compare else [row.score for row in rows]
     # On a phone the header is gone, so each attribute's bar carries its name; a rule per column, not a label per cell.
-    names = ATTRIBUTES if any(row.attributes for row in rows) or not rows else ()
     labels = "".join(
-        f'  .v:nth-of-type({column}):not(.hue)::before {{ content: "{name}"; }}\n'
-        for column, name in enumerate(names, start=3)
+        f"  .v:nth-of-type({column}):not(.hue)::before {{ content: {_css(name)}; }}\n"
+        for column, name in enumerate(attributes, start=3)
     )
     heads = "".join(
-        f'<th role="columnheader" scope="col"><button type="button">{name}</button></th>'
-        for name in ("file", "score", *names)
+        f'<th role="columnheader" scope="col"><button type="button">{_text(name)}</button></th>'
+        for name in ("file", "score", *attributes)
     )
     values = {
-        "title": _text(title),
-        "lead": f'<p class="soft">{_text(lead)}</p>' if lead else "",
-        "identity": _text(identity),
-        "version": _text(version),
+        **{name: _text(text) for name, text in about.items()},
+        "lead": f'<p class="soft">{_text(about["lead"])}</p>' if about["lead"] else "",
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "figures": "" if compare else _figures(scores, len(errors)),
         "histogram": _histogram(scores),
@@ -171,7 +167,7 @@ def _frame(
         "labels": labels.rstrip(),
         "heads": heads,
         "compare": ' class="compare"' if compare else "",
-        "attribute_count": str(len(names)),
+        "attribute_count": str(len(attributes)),
         "where": '<label><input id="where" type="checkbox"> show where the score is lost</label>' if where else "",
     }
     template = resources.files("attriqa").joinpath("report_template.html").read_text(encoding="utf-8")
@@ -237,9 +233,14 @@ def _errors(errors: Sequence[tuple[str, str]]) -> str:
     return f'<section><h2 id="errors">Not scored</h2>\n<ul class="errors">\n{items}</ul></section>'
 
 
-def _row(row: ReportRow, thumbnail: str, reference: ReportRow | None) -> str:
+def _css(name: str) -> str:
+    """A name as a string of a style sheet; anything but letters, digits and spaces is escaped."""
+    return '"' + "".join(c if c.isalnum() or c == " " else f"\\{ord(c):06x}" for c in name) + '"'
+
+
+def _row(row: ReportRow, thumbnail: str, reference: ReportRow | None, attributes: Sequence[str]) -> str:
     folder, slash, file = str(row.path).rpartition("/") if row.name is None else ("", "", row.name)
-    lowest, why = _why(row.attributes, reference.attributes if reference else None)
+    lowest, why = _why(attributes, row.attributes, reference.attributes if reference else None)
     note = why if row.note is None else row.note
     cells = "".join(
         f'<td role="cell" class="{kind}" style="--v:{value:.6f}">{value:.3f}{_difference(value, before)}</td>'
@@ -259,18 +260,18 @@ def _row(row: ReportRow, thumbnail: str, reference: ReportRow | None) -> str:
     )
 
 
-def _why(values: Sequence[float], before: Sequence[float] | None) -> tuple[int | None, str]:
+def _why(attributes: Sequence[str], values: Sequence[float], before: Sequence[float] | None) -> tuple[int | None, str]:
     """The attribute that explains the score best, by its index, and the line that says so."""
     if not values:
         return None, ""
     if before is None:
         lowest = min(range(len(values)), key=values.__getitem__)
-        return lowest, f"lowest: {ATTRIBUTES[lowest]} {values[lowest]:.2f}"
+        return lowest, f"lowest: {attributes[lowest]} {values[lowest]:.2f}"
     changes = [value - old for value, old in zip(values, before, strict=True)]
     lowest = min(range(len(values)), key=changes.__getitem__)
     if changes[lowest] > -0.005:
         return None, "no attribute fell"
-    return lowest, f"fell most: {ATTRIBUTES[lowest]}, by {-changes[lowest]:.2f}"
+    return lowest, f"fell most: {attributes[lowest]}, by {-changes[lowest]:.2f}"
 
 
 def _difference(value: float, before: float | None) -> str:

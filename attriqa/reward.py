@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from attriqa import images as image_io
+from attriqa.adapters import Reward
 from attriqa.assessment import Assessment
+from attriqa.guard import Guard, GuardedModel, draw_boxes
 from attriqa.models import Loaded, QualityModel, load_with_provenance
 from attriqa.models.clip import weights_hash
 from attriqa.views import View
@@ -38,7 +41,7 @@ class FileScore(NamedTuple):
         return () if self.score is None else (self.score, *(self.attributes or ()), *(self.distortions or ()))
 
 
-class QualityReward(nn.Module):
+class QualityReward(Reward):
     """How good images are, as a reward: ``reward(images) -> (B,)``, higher is better, differentiable.
 
     The weights are frozen and the model stays in eval mode, whatever ``train()`` or ``requires_grad_()`` of an
@@ -63,11 +66,14 @@ class QualityReward(nn.Module):
         memory_mib: budget for activations in MiB. A batch that needs more is worked on in chunks, and in the backward
             pass each chunk's forward is computed again. One image is never split; in fp32 a photo takes 160 MiB,
             with gradients 540 MiB, at ``"five_crop"``.
+        guard: makes the reward harder to fool, at a price: a lower bound over several models, random looks, bounds on
+            attributes; see `attriqa.guard.Guard`.
 
     Attributes:
-        identity: model, hash of its weights and view; scores are comparable when it is equal.
+        identity: model, hash of its weights, view and guard; scores are comparable when it is equal.
         names: what the model tells of an image: ``"score"`` and, as far as it does, attributes and distortions; for the
             default `ATTRIBUTES` and `DISTORTION_KEYS`.
+        attributes: names of the attributes among them.
 
     Raises:
         ValueError: an argument is none of the above, or the model has not learnt to score.
@@ -82,6 +88,7 @@ class QualityReward(nn.Module):
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         memory_mib: int = 512,
+        guard: Guard | None = None,
     ) -> None:
         super().__init__()
         if dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -89,7 +96,7 @@ class QualityReward(nn.Module):
         if memory_mib < 1:
             raise ValueError(f"memory_mib: expected at least 1, got {memory_mib}")
         loaded = _copied(model) if isinstance(model, QualityModel) else load_with_provenance(model)
-        self.model = loaded.model
+        self.model = loaded.model if guard is None else GuardedModel(loaded.model, guard)
         self.view: View = self.model.views[0] if view is None else view
         if self.view not in self.model.views:
             raise ValueError(f"view: expected {' or '.join(self.model.views)} of this model, got {view!r}")
@@ -97,10 +104,12 @@ class QualityReward(nn.Module):
             raise ValueError(f"model: expected one that has learnt to score; {loaded.stem} tells distortions alone")
         self.dtype = dtype
         self.memory_mib = memory_mib
-        self.names = self.model.names
+        self.names, self.attributes = self.model.names, self.model.attributes
         self._weights = _checked_weights(attribute_weights, self.names)
         self.provenance = loaded.provenance
         self.identity = f"{loaded.stem}-{loaded.sha256[:12]}/{self.view}"
+        if isinstance(self.model, GuardedModel):
+            self.identity += f"/guard-{self.model.identity}"
         self.model.prepare()
         _parameters_to_buffers(self.model)
         self.model.to(device=device).to(memory_format=torch.channels_last)
@@ -114,11 +123,12 @@ class QualityReward(nn.Module):
         """Stay frozen."""
         return self
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Reward of each image.
 
         Args:
             images: ``(B, 3, H, W)`` floating, sRGB in [0, 1], sides of at least 32 pixels.
+            generator: with a guard that has ``jitter_views``: draws where this call looks, the same for all images.
 
         Returns:
             ``(B,)`` float32, unreduced.
@@ -126,30 +136,45 @@ class QualityReward(nn.Module):
         Raises:
             ValueError: images are anything else; the message names what was expected and what came.
         """
-        return self.weigh(self.assess(images))
+        return self.weigh(self.assess(images, generator=generator))
 
     def weigh(self, assessment: Assessment) -> Tensor:
         """The reward of what `assess` gave, ``(B,)``: for those who want both from one forward."""
         if self._weights is None:
-            return assessment.score
-        told = (assessment.score[:, None], assessment.attributes, assessment.distortions)
-        values = torch.cat([field for field in told if field is not None], 1)  # (B, 6) or (B, 31), as in `names`
-        return values @ self._weights.to(values)
+            reward = assessment.score
+        else:
+            values = _values(assessment)
+            reward = values @ self._weights.to(values)
+        return reward - self.model.penalty(assessment) if isinstance(self.model, GuardedModel) else reward
 
-    def assess(self, images: Tensor) -> Assessment:
+    def told(self, images: Tensor, prompts: Sequence[str] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The reward, and what the model says of the images by its `names`; prompts are not looked at."""
+        assessment = self.assess(images)
+        columns = _values(assessment).detach().unbind(1)
+        return self.weigh(assessment), dict(zip(self.names, columns, strict=True))
+
+    def assess(self, images: Tensor, *, generator: torch.Generator | None = None) -> Assessment:
         """Score and attributes of each image, averaged over the view's crops; arguments and errors as in `forward`."""
         image_io.check(images)
+        boxes = None
+        if generator is not None:
+            if not isinstance(self.model, GuardedModel) or not self.model.guard.jitter_views:
+                raise ValueError("generator: expected a guard with jitter_views, where there is something to draw")
+            boxes = draw_boxes(self.model.guard, generator)
         fitting, count = self._chunk(images)
-        parts = [self._assess_chunk(chunk, recompute=fitting < len(images)) for chunk in images.split(count)]
+        parts = [self._assess_chunk(chunk, boxes, recompute=fitting < len(images)) for chunk in images.split(count)]
         return Assessment.cat(parts)
 
-    def _assess_chunk(self, images: Tensor, recompute: bool) -> Assessment:
+    def _assess_chunk(self, images: Tensor, boxes: Tensor | None, recompute: bool) -> Assessment:
+        see = self._see if boxes is None else partial(self._see, boxes=boxes)
         if recompute and images.requires_grad and torch.is_grad_enabled():
-            return checkpoint(self._see, images, use_reentrant=False, preserve_rng_state=False)
-        return self._see(images)
+            return checkpoint(see, images, use_reentrant=False, preserve_rng_state=False)
+        return see(images)
 
-    def _see(self, images: Tensor) -> Assessment:
+    def _see(self, images: Tensor, boxes: Tensor | None = None) -> Assessment:
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            if boxes is not None and isinstance(self.model, GuardedModel):
+                return self.model.see_through(images.float(), self.view, boxes)
             return self.model.see(images.float(), self.view)
 
     def _chunk(self, images: Tensor) -> tuple[int, int]:
@@ -223,6 +248,12 @@ def _copied(model: QualityModel) -> Loaded:
     """A model in memory as if it were loaded."""
     copied = copy.deepcopy(model).eval()
     return Loaded(copied, {}, weights_hash(copied.state_dict()), type(model).__name__)
+
+
+def _values(assessment: Assessment) -> Tensor:
+    """What a model told, as ``(B, N)`` in the order of its names."""
+    fields = (assessment.score[:, None], assessment.attributes, assessment.distortions)
+    return torch.cat([field for field in fields if field is not None], 1)
 
 
 def _rows(field: Tensor | None, count: int) -> list[tuple[float, ...] | None]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from attriqa.prompts import ATTRIBUTES
 from attriqa.recipe import write_json
 from attriqa.report import ReportRow, printable, write_report
-from attriqa.tables import COLUMNS, ScoreRow, ScoreTable, TableError, path_text, rounded
+from attriqa.tables import ScoreRow, ScoreTable, TableError, path_text, rounded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,11 +68,13 @@ def run(job: Job, make_scorer: "Callable[[], QualityReward]", *, version: str) -
     results = _Results(wanted)
     if job.csv is not None:
         try:
-            results.table = ScoreTable(job.csv, scorer.identity, version=version, columns=("path", *scorer.names))
+            results.table = ScoreTable(
+                job.csv, scorer.identity, version=version, columns=("path", *scorer.names), attributes=scorer.attributes
+            )
         except TableError as error:
             raise CommandError(str(error)) from None
         results.rows = {text: row for text, row in results.table.rows.items() if text in wanted}
-    screen = _Screen(wanted, keep_going=bool(job.outputs), attributes=ATTRIBUTES[0] in scorer.names)
+    screen = _Screen(wanted, keep_going=bool(job.outputs), attributes=scorer.attributes)
     try:
         results.score_rest(scorer, screen, job.threads)
     except KeyboardInterrupt:
@@ -166,13 +168,13 @@ class _Results:
 class _Screen:
     """The table on stdout; when its reader goes away (``| head``) and files were asked for, the work goes on."""
 
-    def __init__(self, paths: Iterable[str], *, keep_going: bool, attributes: bool) -> None:
+    def __init__(self, paths: Iterable[str], *, keep_going: bool, attributes: Sequence[str]) -> None:
         self._keep_going = keep_going
         self._gone = False
         self._header_due = True
         terminal = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        self._heads: Sequence[str] = COLUMNS[1:] if terminal is None or terminal >= 100 else _SHORT
-        self._heads = self._heads[: None if attributes else 1]
+        short = terminal is not None and terminal < 100 and tuple(attributes) == ATTRIBUTES
+        self._heads: Sequence[str] = _SHORT if short else ("score", *attributes)
         longest = max((_width(printable(path)) for path in paths), default=4)
         numbers = sum(max(len(head), 5) + 2 for head in self._heads)
         # Piped, paths are never cut, and one long path does not push all numbers to the right.
@@ -287,7 +289,7 @@ def _write_page(path: Path, job: Job, results: _Results, scorer: "QualityReward"
     from tqdm import tqdm
 
     rows = [
-        ReportRow(results.wanted[row.path], row.score, row.attributes, note=_reasons(row, scorer.names))
+        ReportRow(results.wanted[row.path], row.score, row.attributes, note=_reasons(row, scorer))
         for row in results.in_order()
     ]
     first = Path(job.paths[0])
@@ -305,15 +307,17 @@ def _write_page(path: Path, job: Job, results: _Results, scorer: "QualityReward"
             threads=job.threads or min(8, os.cpu_count() or 1),
             advance=bar.update,
             where=_where(scorer),
+            attributes=scorer.attributes,
         )
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)", file=sys.stderr)
 
 
-def _reasons(row: ScoreRow, names: Sequence[str]) -> str | None:
+def _reasons(row: ScoreRow, scorer: "QualityReward") -> str | None:
     """Why, in words; ``None``, the page's own line, where nothing stands out."""
     from attriqa.explain import NOTHING, why
 
-    words = why(row.attributes or None, row.distortions or None, keys=names[1 + len(row.attributes) :])
+    keys = scorer.names[1 + len(scorer.attributes) :]
+    words = why(row.attributes or None, row.distortions or None, keys=keys, names=scorer.attributes)
     return None if words == NOTHING else f"why: {words}"
 
 

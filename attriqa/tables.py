@@ -72,6 +72,7 @@ class ScoreTable:
         identity: what made the scores (``QualityReward.identity``); an existing table must have the same.
         version: of attriqa; recorded, not compared.
         columns: the header: ``"path"`` and what the rows' ``values`` are.
+        attributes: which of them are the rows' ``attributes``.
 
     Attributes:
         rows: the table's rows by path, also those of earlier runs.
@@ -83,9 +84,18 @@ class ScoreTable:
         OSError: it cannot be read or written.
     """
 
-    def __init__(self, path: str | Path, identity: str, *, version: str, columns: Sequence[str] = COLUMNS) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        identity: str,
+        *,
+        version: str,
+        columns: Sequence[str] = COLUMNS,
+        attributes: Sequence[str] = ATTRIBUTES,
+    ) -> None:
         self.path = Path(path)
         self.columns = tuple(columns)
+        self._attributes = sum(name in attributes for name in columns)
         self.meta_path = Path(f"{path}.meta.json")
         self.errors_path = Path(f"{path}.errors.csv")
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,8 +138,7 @@ class ScoreTable:
                 f"{self.path}: its scores were made by {made_by}, these would be made by {identity}; "
                 "they are not comparable, so name another file"
             )
-        attributes = sum(name in ATTRIBUTES for name in self.columns)
-        return {record[0]: _row(record, attributes, self.path) for record in records}, whole
+        return {record[0]: _row(record, self._attributes, self.path) for record in records}, whole
 
     def add(self, row: ScoreRow) -> ScoreRow:
         """Append one row; it is on its way to the disk when this returns. Gives the row as the table holds it."""

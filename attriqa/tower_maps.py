@@ -132,7 +132,8 @@ def _by_attention(model: nn.Module, tower: Any, image: Tensor, harm: Callable[[T
             relevance = F.pad(relevance[:, :own], (0, 0, 0, weights.shape[-1] - own))
         relevance = relevance + (gradient * weights).detach().clamp(min=0).mean(1) @ relevance
     reading = _reading((to_tokens * tokens)[:, :own].sum(2).detach(), to_tokens[:, :own])
-    return (reading[:, None] @ relevance[:, :own])[:, 0].unflatten(1, (rows, columns))
+    found: Tensor = reading[:, None] @ relevance[:, :own]
+    return found.view(-1, rows, columns)
 
 
 def _reading(merit: Tensor, gradient: Tensor) -> Tensor:
@@ -158,7 +159,8 @@ def _by_gradient(tower: Any, image: Tensor, harm: Callable[[Tensor], Tensor]) ->
             (gradient,) = torch.autograd.grad(value, maps[0])
     finally:
         handle.remove()
-    return (gradient.mean((2, 3), keepdim=True) * maps[0]).sum(1).detach().clamp(min=0).float()
+    cam: Tensor = (gradient.mean((2, 3), keepdim=True) * maps[0]).sum(1).detach()
+    return cam.clamp(min=0).float()
 
 
 @contextmanager

@@ -194,7 +194,7 @@ def obtain(config: Config, run: Run, lock: int | None, bar: "tqdm[Any]") -> list
     """The folds of a run, which is carried out unless it was."""
     with suppress(RunError):
         return results(run)
-    execute(command(config, run), run.folder, lock, partial(advance, bar, bar.n, run.folder, run.folds))
+    execute(command(config, run), run.folder, lock, partial(advance, bar, int(bar.n), run.folder, run.folds))
     return results(run)
 
 
@@ -206,7 +206,7 @@ def obtain_study(config: Config, study: Study, lock: int | None, bar: "tqdm[Any]
     words = [*words_of(TRAINING / study.recipe, config.launcher), *study.words, *studies.start_of(study, config.out)]
     words += ["--out", str(folder), "--seed", str(config.seed), *(["--smoke"] if config.smoke else [])]
     words += shlex.split(config.study) if study.after is None else []  # what it starts from has them
-    execute(words, folder, lock, partial(advance, bar, bar.n, folder, config.splits))
+    execute(words, folder, lock, partial(advance, bar, int(bar.n), folder, config.splits))
     return studies.folds_of(study, config.out, splits=config.splits)
 
 
@@ -219,7 +219,7 @@ def run_all(config: Config, runs: Sequence[Run], lock: int | None) -> tuple[list
     """Run what is not finished; give the table rows of each run, and why others failed."""
     rows: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
-    works = [*runs, *config.studies()]
+    works: list[Run | Study] = [*runs, *config.studies()]
     counts = [work.folds if isinstance(work, Run) else config.splits for work in works]
     with tqdm(total=sum(counts), unit="fold", disable=None) as bar:
         for work, count in zip(works, counts, strict=True):

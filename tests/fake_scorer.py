@@ -36,6 +36,7 @@ class FakeScorer:
     ) -> None:
         self.identity = identity
         self.delay = delay
+        self.attributes = ATTRIBUTES
         self.names = ("score", *ATTRIBUTES, *(("jpeg", "white_noise") if distortions else ()))
         self.asked: list[str] = []
 

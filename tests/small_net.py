@@ -1,11 +1,9 @@
 """A small AttributeNet with random weights, for tests that need a model and not its opinion."""
 
-import dataclasses
 from pathlib import Path
 
 import torch
 
-from attriqa import checkpoint
 from attriqa.models import AttributeNet, AttributeNetConfig
 
 CONFIG = AttributeNetConfig(

@@ -23,12 +23,13 @@ RECIPE_FOLDERS = ("envs", "evals", "training", "examples")
 
 BOTTOM = {"recipe", "prompts"}
 LEAVES = {"assessment", "distortion_attributes", "distortions", "losses", "images", "metrics", "checkpoint"}
-LEAVES |= {"distortion_metrics", "mp_iqe_labels", "mp_iqe_crops", "mp_iqe_windows", "signal_measures"}
+LEAVES |= {"distortion_metrics", "mp_iqe_labels", "mp_iqe_windows", "natural_scenes", "signal_measures"}
 ON_LEAVES = {"datasets", "ddim_policy", "photos", "protocols", "pseudo_labels", "published", "teachers"}
 ON_LEAVES |= {"contact_sheet", "mixtures", "pairs", "pictures", "recipe_runs", "report", "timing", "training_state"}
 ON_LEAVES |= {"sample_statistics", "unlabelled", "views"}
 COMMANDS = {"cli", "__main__", "demo", "scoring", "tables"}
 SHARED_MODELS = {"models.base", "models.clip", "models.clip_checkpoint", "models.clip_prompts", "models.backbones"}
+SHARED_MODELS |= {"models.clip_around", "mp_iqe_crops"}
 
 # Module of attriqa -> what it may import of attriqa. "*" stands for any name; "" is attriqa/__init__.py.
 RULES: dict[str, set[str]] = {
@@ -36,7 +37,7 @@ RULES: dict[str, set[str]] = {
     "models": BOTTOM | LEAVES | {"models.*"},
     "models.*": BOTTOM | LEAVES | SHARED_MODELS | {"views"},
     "datasets.*": BOTTOM | LEAVES | {"datasets.*"},
-    "reward": BOTTOM | LEAVES | {"adapters", "views", "models", "models.*"},
+    "reward": BOTTOM | LEAVES | {"adapters", "guard", "views", "models", "models.*"},
     "": BOTTOM | LEAVES | ON_LEAVES | {"models", "models.*", "reward"},
 }
 RULES |= {module: set() for module in BOTTOM}
@@ -55,6 +56,10 @@ RULES["pair_files"] = BOTTOM | LEAVES | {"pairs"}
 RULES["pair_report"] = BOTTOM | LEAVES | {"published"}
 RULES["ab_page"] = BOTTOM | LEAVES | {"pair_files"}
 RULES["adapters"] = BOTTOM | LEAVES | {"pictures"}
+RULES["niqe"] = RULES["brisque"] = BOTTOM | LEAVES
+RULES["mp_iqe_crops"] = BOTTOM | {"images"}
+RULES["guard"] = BOTTOM | LEAVES | {"views", "models", "models.*"}
+RULES["judges"] = BOTTOM | LEAVES | {"niqe", "brisque", "models", "reward"}
 RULES["image_prompts"] = BOTTOM | LEAVES | {"pair_files"}
 RULES["comparison"] = BOTTOM | LEAVES | {"sample_statistics"}
 RULES["comparison_report"] = BOTTOM | LEAVES | {"comparison", "sample_statistics"}
@@ -64,7 +69,11 @@ RULES["crops"] = BOTTOM | LEAVES | {"unlabelled"}
 RULES["exiqa_examples"] = BOTTOM | LEAVES | {"crops", "exiqa_sources", "mixtures"}
 RULES["exiqa_training"] = BOTTOM | LEAVES | {"exiqa_examples", "models", "models.*", "pretraining", "protocols"}
 RULES["exiqa_training"] |= {"dataset_attributes"}
-RULES["mp_iqe_training"] = BOTTOM | LEAVES | {"folds", "models", "models.*", "protocols"}
+RULES["models.converters"] = RULES["models.*"] | {"models.clip_iqa", "models.liqe"}
+RULES["training_loop"] = BOTTOM | LEAVES | {"training_state"}
+RULES["liqe_training"] = BOTTOM | LEAVES | {"crops", "folds", "models", "models.*", "protocols"}
+RULES["liqe_training"] |= {"mp_iqe_crops", "mp_iqe_training"}
+RULES["mp_iqe_training"] = BOTTOM | LEAVES | {"folds", "models", "models.*", "mp_iqe_crops", "protocols"}
 RULES["pretraining"] = BOTTOM | LEAVES | {"models", "models.*", "teachers"}
 RULES["teachers"] = BOTTOM | LEAVES | {"models.clip", "views"}
 RULES |= {module: {"", "*"} for module in COMMANDS}

@@ -1,5 +1,6 @@
 """What every model promises, whatever it stands on: the same behaviour behind one name (`QualityModel`)."""
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,13 +13,18 @@ from torch import Tensor
 from attriqa import QualityReward, cli, load
 from attriqa.explain import saliency
 from attriqa.models import KINDS, QualityModel
+from attriqa.models.clip_iqa import Pair
+from attriqa.models.mp_iqe import KADID_NAMES
 from attriqa.views import View
 
 if TYPE_CHECKING:
-    from tests import small_net
+    from tests import small_net, test_clip_iqa, test_liqe, test_mp_iqe
     from tests.test_exiqa import teach_score, whole
 else:
     import small_net
+    import test_clip_iqa
+    import test_liqe
+    import test_mp_iqe
     from test_exiqa import teach_score, whole
 
 
@@ -36,7 +42,26 @@ def exiqa() -> QualityModel:
     return model
 
 
-CASES = {"attribute-net": Case("attribute-net", small_net.build), "exiqa": Case("exiqa", exiqa)}
+def own_pairs() -> QualityModel:
+    pairs = (Pair("natural", "Natural photo.", "Synthetic photo."), Pair('"very" new', "New photo.", "Old photo."))
+    return test_clip_iqa.zero(pairs=pairs)
+
+
+def mp_iqe() -> QualityModel:
+    model = test_mp_iqe.teach_score(test_mp_iqe.model_of(distortions=KADID_NAMES))
+    model.eval()
+    return model
+
+
+CASES = {
+    "attribute-net": Case("attribute-net", small_net.build),
+    "clip-iqa": Case("clip-iqa", test_clip_iqa.zero),
+    "clip-iqa of one's own": Case("clip-iqa", own_pairs),
+    "clip-iqa-plus": Case("clip-iqa-plus", test_clip_iqa.plus),
+    "exiqa": Case("exiqa", exiqa),
+    "liqe": Case("liqe", test_liqe.model_of),
+    "mp-iqe": Case("mp-iqe", mp_iqe),
+}
 
 
 @pytest.fixture(scope="module", params=list(CASES.values()), ids=list(CASES))
@@ -145,8 +170,8 @@ def test_the_command_line_scores_and_explains(
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     common = ["--model", str(path)]
     assert cli.main(["score", str(tmp_path), "--csv", str(table), "--report", str(page), *common]) == 0
-    header, *rows = table.read_text().splitlines()
-    assert header == ",".join(("path", *model.names))
+    header, *rows = csv.reader(table.read_text().splitlines())
+    assert header == ["path", *model.names]
     assert len(rows) == 2
     assert "0.png" in page.read_text()
     assert cli.main(["score", str(tmp_path), "--csv", str(table), *common]) == 0  # the table is read back

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from attriqa import ATTRIBUTES, checkpoint, load
 from attriqa.checkpoint import CheckpointError
 from attriqa.models import AttributeNet, AttributeNetConfig, load_with_provenance
-from attriqa.models.attribute_net import _MeanAndDeviation, squash
+from attriqa.models.attribute_net import _MeanAndDeviation, rebuilt, squash
 from attriqa.models.backbones import Backbone, fold_batch_norm, load_compact_trunk
 
 if TYPE_CHECKING:
@@ -321,3 +321,15 @@ def test_pooled_statistics_have_right_gradients_of_both_orders() -> None:
     (mean + deviation).sum().backward()
     assert flat.grad is not None
     torch.testing.assert_close(flat.grad, torch.full_like(flat, 1 / 30))  # a constant map has no way to deviate
+
+
+def test_a_rebuilt_net_changes_what_it_is_told_and_nothing_else() -> None:
+    net = rebuilt(small_net.build(), distortion_width=8)
+    other = rebuilt(net, regressor_reads="both")
+    assert other.config == dataclasses.replace(net.config, regressor_reads="both")
+    before, after = net.state_dict(), other.state_dict()
+    changed = {name for name in before if before[name].shape != after[name].shape}
+    assert changed == {"regressor.1.weight"}
+    assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("regressor."))
+    with pytest.raises(ValueError, match="regressor_reads: both needs a distortion head"):
+        rebuilt(small_net.build(), regressor_reads="both")

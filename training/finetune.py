@@ -38,8 +38,8 @@ from attriqa.folds import Plan
 from attriqa.images import read
 from attriqa.losses import quality_ranking, ramp_ranking, score_loss
 from attriqa.models import load_attribute_net
-from attriqa.models.attribute_net import COMPACT_CONFIG, AttributeNet, AttributeNetConfig, Readout
-from attriqa.models.backbones import COMPACT, fold_batch_norm, load_compact_trunk
+from attriqa.models.attribute_net import SHAPES, AttributeNet, Readout, Reads, rebuilt
+from attriqa.models.backbones import COMPACT, fold_batch_norm, load_compact_trunk, load_squeezenet_trunk
 from attriqa.photos import RampGroups, RandomCrops, find_photos
 from attriqa.prompts import ATTRIBUTES
 from attriqa.protocols import Fold, follow_ramps, random_split
@@ -57,10 +57,13 @@ class Config:
     photos: Path | None = opt(None, "folder of pristine photos for the attribute ramps; none: the heads get no ramps")
     photo_pattern: str = opt("cid22_*", "which files of --photos are used")
     out: Path = opt(Path("runs/finetune"), "where everything goes")
-    net: Literal["compact", "resnet50"] = opt("compact", "the compact net, or ATTIQA's ResNet-50")
-    trunk: Path | None = opt(None, "safetensors file of the compact encoder's ImageNet trunk")
+    net: Literal["compact", "squeezenet", "resnet50"] = opt("compact", "compact, SqueezeNet 1.1 or ATTIQA's ResNet-50")
+    trunk: Path | None = opt(None, "ImageNet trunk: safetensors of the compact encoder, Keras' HDF5 of SqueezeNet")
     pretrained: bool = opt(False, "start ResNet-50 from timm's ImageNet weights (downloads them)")
     init: Path | None = opt(None, "checkpoint to start from, as training/pretrain.py writes it")
+    regressor_reads: Reads | None = opt(
+        None, "--init: what the regressor sees: features, attributes, both; none: as there"
+    )
     mode: Literal["full", "probe", "linear"] = opt("full", "what learns: all; all but the encoder; the regressor")
     protocol: folds.Protocol = opt("both", "random 80/20 splits, the official split, every photo, or all and splits")
     splits: int = opt(5, "number of splits, seeded 0, 1, ...")
@@ -178,12 +181,16 @@ def run_fold(run: Run) -> None:
 
 def build(config: Config) -> AttributeNet:
     """The network before any training of ours."""
-    if config.init is not None:
-        return load_attribute_net(config.init)
-    shape = COMPACT_CONFIG if config.net == "compact" else AttributeNetConfig()
-    net = AttributeNet(shape, pretrained=config.pretrained)
-    if config.trunk is not None:
-        load_compact_trunk(net.backbone, config.trunk)
+    try:
+        if config.init is not None:
+            net = load_attribute_net(config.init)
+            return net if config.regressor_reads is None else rebuilt(net, regressor_reads=config.regressor_reads)
+        net = AttributeNet(SHAPES[config.net], pretrained=config.pretrained)
+        if config.trunk is not None:
+            load_trunk = load_squeezenet_trunk if config.net == "squeezenet" else load_compact_trunk
+            load_trunk(net.backbone, config.trunk)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"--{'trunk' if config.init is None else 'init'}: {error}") from error
     return net.eval()
 
 

@@ -1,5 +1,6 @@
 """The models, and one function that loads any of them."""
 
+import re
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -7,9 +8,10 @@ from typing import Any, NamedTuple
 
 from attriqa import checkpoint
 from attriqa.assessment import Assessment
-from attriqa.models import attribute_net, exiqa
+from attriqa.models import attribute_net, clip_iqa, exiqa, liqe, mp_iqe
 from attriqa.models.attribute_net import AttributeNet, AttributeNetConfig
 from attriqa.models.base import QualityModel
+from attriqa.models.clip import weights_hash
 
 __all__ = [
     "KINDS",
@@ -24,14 +26,18 @@ __all__ = [
     "load_with_provenance",
 ]
 
-PACKAGED = {"default": "default.safetensors"}
+PACKAGED = {"default": "default.safetensors", "judge": "judge.safetensors"}
 """Names of the weights inside the package -> their files."""
 
 KINDS: dict[str, tuple[str, Callable[[checkpoint.Checkpoint, Path], QualityModel]]] = {
     "attribute-net": ("AttributeNet", attribute_net.restore),
+    "clip-iqa": ("ClipIQA", clip_iqa.restore),
+    "clip-iqa-plus": ("ClipIQAPlus", clip_iqa.restore_plus),
     "exiqa": ("ExIQA", exiqa.restore),
+    "liqe": ("LIQE", liqe.restore),
+    "mp-iqe": ("MPIQE", mp_iqe.restore),
 }
-"""What a name may begin with, as ``"exiqa:model.safetensors"`` -> the architecture in its checkpoint, what builds it."""
+"""What a name may begin with, as ``"exiqa:FILE"`` -> the architecture in its checkpoint, what builds it."""
 
 
 class Loaded(NamedTuple):
@@ -39,7 +45,7 @@ class Loaded(NamedTuple):
 
     model: QualityModel
     provenance: dict[str, Any]
-    sha256: str  # of the checkpoint file
+    sha256: str  # of the checkpoint file; without one, of the weights
     stem: str  # what to call it: the file's name without its ending, or that of the packaged weights
 
 
@@ -48,12 +54,14 @@ def load(model: str | Path = "default") -> QualityModel:
 
     Args:
         model: a name in `PACKAGED`, or the path of an attriqa checkpoint, if wanted with the kind it has to be of in
-            front (`KINDS`): ``"exiqa:runs/exiqa/split0/model.safetensors"``.
+            front (`KINDS`): ``"exiqa:runs/exiqa/split0/model.safetensors"``. CLIP-IQA needs no checkpoint:
+            ``"clip-iqa:RN50:openai"`` puts it on an open_clip model (`attriqa.models.clip_iqa.zero_shot`).
 
     Raises:
         attriqa.checkpoint.CheckpointError: the file is not one, is of another kind, is damaged, or does not fit its own
             configuration; or it was made on a CLIP that cannot be had.
         FileNotFoundError: there is no such file.
+        ValueError: open_clip has no such model, or no such weights.
     """
     return load_with_provenance(model).model
 
@@ -63,6 +71,9 @@ def load_with_provenance(model: str | Path = "default") -> Loaded:
     name = str(model)
     kind, _, rest = name.partition(":")
     wanted = KINDS[kind][0] if kind in KINDS and rest else None
+    if kind == "clip-iqa" and ":" in rest and not Path(rest).is_file():
+        net = clip_iqa.zero_shot(rest)
+        return Loaded(net, {"clip": rest}, weights_hash(net.state_dict()), re.sub(r"[^\w.-]+", "-", name))
     if name in PACKAGED:
         path = Path(str(files("attriqa.weights") / PACKAGED[name]))
     else:

@@ -14,12 +14,13 @@ from attriqa import checkpoint
 from attriqa.assessment import Assessment
 from attriqa.distortions import DISTORTION_KEYS
 from attriqa.images import target_size
-from attriqa.models.backbones import COMPACT, Backbone, fold_batch_norm
+from attriqa.models.backbones import COMPACT, SQUEEZENET, Backbone, fold_batch_norm
 from attriqa.models.base import QualityModel
 from attriqa.prompts import ATTRIBUTES
 from attriqa.recipe import as_dict
 from attriqa.views import CROPPED_VIEWS, View, average_over_view
 
+Reads = Literal["features", "attributes", "both"]
 PROBS = 5 * len(DISTORTION_KEYS)  # attribute probabilities: five to a distortion (ExIQA)
 # Memory per pixel that enters the encoder, at fp32, with the compact backbone; measured by `evals/speed.py memory`.
 _BYTES_PER_PIXEL_FORWARD = 330
@@ -45,7 +46,7 @@ class AttributeNetConfig:
     shorter_edge: int = 340
     crop: int = 320
     distortion_width: int = 0  # hidden features of the distortion head; 0: the net has none
-    regressor_reads: Literal["features", "attributes", "both"] = "features"  # the heads' features, attribute_probs
+    regressor_reads: Reads = "features"  # the heads' features, attribute_probs
 
     def __post_init__(self) -> None:
         if self.regressor_reads not in ("features", "attributes", "both"):
@@ -81,6 +82,12 @@ COMPACT_CONFIG = AttributeNetConfig(
     crop=320,
 )
 """The embedded default's setting."""
+
+SQUEEZENET_CONFIG = dataclasses.replace(COMPACT_CONFIG, backbone=SQUEEZENET, taps=(1, 3, 5, 7, 8, 9))
+"""The embedded judge's: conv1 and fire3 to fire9 of SqueezeNet 1.1."""
+
+SHAPES = {"compact": COMPACT_CONFIG, "squeezenet": SQUEEZENET_CONFIG, "resnet50": AttributeNetConfig()}
+"""The settings that recipes know by name."""
 
 
 class AttributeNet(QualityModel):
@@ -157,7 +164,7 @@ class AttributeNet(QualityModel):
         for features in self.backbone(images):
             pixels = features.float().permute(0, 2, 3, 1).flatten(1, 2)  # (B, HW, C): a view of a channels-last map
             if self.config.statistics == "mean_std":
-                pooled += _MeanAndDeviation.apply(pixels)  # type: ignore[no-untyped-call]
+                pooled += _MeanAndDeviation.apply(pixels)
             else:
                 pooled.append(pixels.mean(1))
         return (torch.cat(pooled, 1) - self.pooled_mean) / self.pooled_std
@@ -265,6 +272,30 @@ def restore(saved: checkpoint.Checkpoint, path: Path | str) -> AttributeNet:
         raise checkpoint.CheckpointError(path, f"its config does not build: {error}") from error
     checkpoint.load_into(net, saved.state, path)
     return net.eval()
+
+
+def rebuilt(net: AttributeNet, **changes: Any) -> AttributeNet:
+    """The same net with another distortion head or another regressor, in eval mode; ``net`` stays as it is.
+
+    Args:
+        net: whose weights it gets. A part that ``changes`` give another shape is new, with random weights.
+        changes: fields of `AttributeNetConfig`: ``distortion_width``, ``regressor_reads``, ``regressor_width``.
+
+    Raises:
+        ValueError: the changes do not fit one another.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        other = AttributeNet(dataclasses.replace(net.config, **changes))
+    own = other.state_dict()
+    new = {name.partition(".")[0] for name, value in net.state_dict().items() if _differs(own.get(name), value)}
+    kept = {name: value for name, value in net.state_dict().items() if name.partition(".")[0] not in new}
+    other.load_state_dict(own | kept)
+    return other.to(net.pooled_mean.device).eval()
+
+
+def _differs(mine: Tensor | None, theirs: Tensor) -> bool:
+    return mine is None or mine.shape != theirs.shape
 
 
 class Found(NamedTuple):

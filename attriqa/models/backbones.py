@@ -1,5 +1,6 @@
-"""The encoders AttributeNet can stand on: any timm convolutional backbone, and the compact one of the default."""
+"""AttributeNet's encoders: timm's convolutional ones, the compact one of the default, SqueezeNet for a judge."""
 
+import importlib
 import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -13,6 +14,8 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 COMPACT = "mobilenet_v1"
+SQUEEZENET = "squeezenet1_1"
+_SQUEEZENET_AFTER_POOL = (2, 4, 6)  # fires that a max pool stands before
 _COMPACT_BLOCKS = 12  # conv_pw_13 is not part of the trunk
 # Under autocast the first blocks stay in fp32: most of what bf16 moves a score by is rounded off there.
 _EXACT_BLOCKS = 4
@@ -22,11 +25,12 @@ class Backbone(nn.Module):
     """An encoder that returns the feature maps of several depths.
 
     Args:
-        name: ``"mobilenet_v1"`` (the compact trunk, 12 taps, one per depthwise-separable block) or the name of any
-            timm model that supports ``features_only`` (one tap per stage; ``resnet50`` has five).
+        name: ``"mobilenet_v1"`` (the compact trunk, 12 taps, one per depthwise-separable block), ``"squeezenet1_1"``
+            (9 taps: conv1, fire2 .. fire9) or the name of any timm model that supports ``features_only`` (one tap per
+            stage; ``resnet50`` has five).
         taps: 1-based depths whose maps are returned, ascending.
-        pretrained: start from timm's weights (a download unless cached); not for ``"mobilenet_v1"``, see
-            `load_compact_trunk`.
+        pretrained: start from timm's weights (a download unless cached); not for the first two, see
+            `load_compact_trunk` and `load_squeezenet_trunk`.
 
     Attributes:
         channels: the channels of each returned map.
@@ -39,14 +43,17 @@ class Backbone(nn.Module):
         super().__init__()
         self.name = name
         self.taps = tuple(taps)
+        if pretrained and name in (COMPACT, SQUEEZENET):
+            loader = load_compact_trunk if name == COMPACT else load_squeezenet_trunk
+            raise ValueError(f"pretrained: {name} loads its weights from a file ({loader.__name__}), not from timm")
         if name == COMPACT:
-            if pretrained:
-                raise ValueError(
-                    f"pretrained: {COMPACT} loads its weights from a file (load_compact_trunk), not from timm"
-                )
             self.trunk: nn.Module = _CompactTrunk()
             depths: tuple[int, ...] = _CompactTrunk.channels
             mean, std = (0.5,) * 3, (0.5,) * 3
+        elif name == SQUEEZENET:
+            self.trunk = _SqueezeNetTrunk()
+            depths = _SqueezeNetTrunk.channels
+            mean, std = (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3
         else:
             self.trunk = timm.create_model(name, features_only=True, pretrained=pretrained)
             depths = tuple(self.trunk.feature_info.channels())  # type: ignore[operator, union-attr]
@@ -112,6 +119,40 @@ class _CompactTrunk(nn.Module):
         return maps
 
 
+class _Fire(nn.Module):
+    """SqueezeNet's module: 1x1 convolutions to an eighth of the channels, then 1x1 and 3x3 ones side by side."""
+
+    def __init__(self, inside: int, outside: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(inside, outside // 8, 1)
+        self.expand1x1 = nn.Conv2d(outside // 8, outside // 2, 1)
+        self.expand3x3 = nn.Conv2d(outside // 8, outside // 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.squeeze(x))
+        return F.relu(torch.cat([self.expand1x1(x), self.expand3x3(x)], 1))
+
+
+class _SqueezeNetTrunk(nn.Module):
+    """SqueezeNet 1.1 (Iandola et al. 2016, arXiv 1602.07360) without its classifier: conv1, then fire2 .. fire9."""
+
+    channels = (64, 128, 128, 256, 256, 384, 384, 512, 512)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Sequential(nn.Conv2d(3, self.channels[0], 3, stride=2), nn.ReLU())
+        self.stages = nn.ModuleList()  # stages[k] is fire k + 2, after the pool before it if there is one
+        for fire, (inside, outside) in enumerate(pairwise(self.channels), start=2):
+            pools = [nn.MaxPool2d(3, stride=2)] if fire in _SQUEEZENET_AFTER_POOL else []
+            self.stages.append(nn.Sequential(*pools, _Fire(inside, outside)))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps = [self.conv1(images)]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return maps
+
+
 class _PaddedConv2d(nn.Conv2d):
     """A stride-2 convolution that pads one pixel below and to the right."""
 
@@ -151,6 +192,60 @@ def _compact_layer(layer: str) -> str:
         return layer  # none of ours, which the caller tells
     convolution, norm_layer = {"dw": ("conv_dw", "bn1"), "pw": ("conv_pw", "bn2")}[match[1]]
     return f"blocks.{int(match[2]) - 1}.{norm_layer if match[3] else convolution}"
+
+
+def load_squeezenet_trunk(backbone: Backbone, path: Path | str) -> None:
+    """Fill the SqueezeNet backbone from the Keras file of SqueezeNet 1.1 without top; needs ``h5py``.
+
+    Kernels come as (H, W, in, out), and conv1 reads blue first; ours read (out, in, H, W) and red first.
+    """
+    if backbone.name != SQUEEZENET:
+        raise ValueError(f"backbone: expected {SQUEEZENET}, got {backbone.name}")
+    state = _read_keras(path)
+    own = backbone.trunk.state_dict()
+    wrong = sorted(set(own) ^ set(state) | {key for key in own if key in state and own[key].shape != state[key].shape})
+    if wrong:
+        raise ValueError(f"{path}: expected the {len(own)} tensors of {SQUEEZENET}; differing: {wrong[:6]}")
+    backbone.trunk.load_state_dict(state)
+
+
+def _read_keras(path: Path | str) -> dict[str, Tensor]:
+    """The tensors of a Keras file, by our names."""
+    try:
+        h5py = importlib.import_module("h5py")
+    except ImportError as error:
+        raise ValueError(f"{path}: reading HDF5 needs h5py (pip install h5py)") from error
+    found: dict[str, Tensor] = {}
+
+    def take(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset):
+            layer = "/".join(name.split("/")[:2]) if name.startswith("fire") else name.split("/")[0]
+            value = torch.from_numpy(item[()]).float()
+            kernel = value.ndim == 4
+            if kernel:
+                value = value.permute(3, 2, 0, 1)
+            if kernel and layer == "conv1":
+                value = value.flip(1)
+            found[f"{_squeezenet_layer(layer)}.{'weight' if kernel else 'bias'}"] = value.contiguous()
+
+    try:
+        with h5py.File(path, "r") as file:
+            file.visititems(take)
+    except OSError as error:
+        raise ValueError(f"{path}: not an HDF5 file that can be read ({error})") from error
+    return found
+
+
+def _squeezenet_layer(layer: str) -> str:
+    """``fire4/expand3x3`` -> ``stages.2.1.expand3x3``: a stage that begins with a pool has its fire second."""
+    if layer == "conv1":
+        return "conv1.0"
+    match = re.fullmatch(r"fire([2-9])/(squeeze1x1|expand1x1|expand3x3)", layer)
+    if match is None:
+        return layer  # none of ours, which the caller tells
+    fire = int(match[1])
+    part = "squeeze" if match[2] == "squeeze1x1" else match[2]
+    return f"stages.{fire - 2}.{int(fire in _SQUEEZENET_AFTER_POOL)}.{part}"
 
 
 def fold_batch_norm(module: nn.Module) -> None:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 PromptKind = Literal["none", "shallow", "deep", "first"]
 
 _CONTEXT_STD = 0.02
+_LEAST_TOKENS = 4  # of a text: start, a word, the full stop, end
 
 
 class VisualPrompts(nn.Module):
@@ -78,16 +79,21 @@ class VisualPrompts(nn.Module):
 
     def tokens(self, tower: nn.Module, pixels: Tensor) -> Tensor:
         """As `hidden`, after ``ln_post`` and the projection into the space of the texts: ``(B, 1 + N, E)``."""
-        return _project(tower, cast(Any, tower).ln_post(self.hidden(tower, pixels)))
+        return project(tower, cast(Any, tower).ln_post(self.hidden(tower, pixels)))
 
     def forward(self, tower: nn.Module, pixels: Tensor) -> Tensor:
         """The image's features ``(B, E)``; without prompts, what ``model.encode_image`` gives. As `hidden`."""
-        vit, x = cast(Any, tower), self.hidden(tower, pixels)
-        if vit.pool_type == "tok":
-            return _project(tower, vit.ln_post(x[:, :1])[:, 0])
-        if vit.final_ln_after_pool:
-            return _project(tower, vit.ln_post(x[:, 1:].mean(1)))
-        return _project(tower, vit.ln_post(x)[:, 1:].mean(1))
+        return pool(tower, self.hidden(tower, pixels))
+
+
+def pool(tower: nn.Module, hidden: Tensor) -> Tensor:
+    """An image's features ``(B, E)``, as the tower makes them of its last block's output ``(B, 1 + N, D)``."""
+    vit = cast(Any, tower)
+    if vit.pool_type == "tok":
+        return project(tower, vit.ln_post(hidden[:, :1])[:, 0])
+    if vit.final_ln_after_pool:
+        return project(tower, vit.ln_post(hidden[:, 1:].mean(1)))
+    return project(tower, vit.ln_post(hidden)[:, 1:].mean(1))
 
 
 def check_tower(tower: nn.Module) -> None:
@@ -109,7 +115,8 @@ def _run(transformer: Any, block: nn.Module, x: Tensor) -> Tensor:
     return cast(Tensor, y if transformer.batch_first else y.transpose(0, 1))
 
 
-def _project(tower: nn.Module, x: Tensor) -> Tensor:
+def project(tower: nn.Module, x: Tensor) -> Tensor:
+    """``(..., D)`` after ``ln_post`` -> ``(..., E)``, the space of the texts."""
     projection = cast(Any, tower).proj
     return x if projection is None else cast(Tensor, x @ projection)
 
@@ -127,7 +134,7 @@ class TextContext(nn.Module):
         seed: of the start values, normal with standard deviation 0.02.
 
     Raises:
-        ValueError: the text tower or the tokenizer is of another kind, or a name is too long.
+        ValueError: the text tower or the tokenizer is of another kind, or context or a name is too long.
     """
 
     tokens: Tensor
@@ -150,6 +157,9 @@ class TextContext(nn.Module):
             raise ValueError(f"context, names: expected at least 1 each, got {context} and {len(names)}")
         tokens = tokenize([f"{name}." for name in names])  # (N, L): start, words, end, padding
         length = tokens.shape[1]
+        if context > length - _LEAST_TOKENS:
+            most = length - _LEAST_TOKENS
+            raise ValueError(f"context: expected at most {most} in texts of {length} tokens, got {context}")
         for name, row in zip(names, tokens, strict=True):
             used = int((row == end).int().argmax()) + 1
             if used + context > length:

@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attriqa import QualityReward, signal_measures
+from attriqa import QualityReward, judges, signal_measures
 from attriqa_envs.core import Arrays, ISPCore
 from attriqa_envs.tools import DONE
 
-Judge = Callable[[Tensor], Tensor]  # (B, 3, H, W) sRGB in [0, 1] -> (B,), higher is better, on any scale
+Judge = judges.Judge
 Act = Callable[[Arrays], NDArray[np.generic]]
 Floats = NDArray[np.float64]
 
@@ -38,21 +38,21 @@ def make_judge(name: str, *, device: torch.device | str | None = None, optimised
     """A held-out judge by its name.
 
     Args:
-        name: a key of `SIGNAL_JUDGES`, whose measures need no weights; or ``"default"`` or the path of a checkpoint.
+        name: a key of `SIGNAL_JUDGES`, whose measures need no weights, or what `attriqa.judges.load_judge` takes:
+            ``"judge"``, ``"default"``, the path of a checkpoint, ``"niqe:FILE"``, ``"brisque:FOLDER"``.
         device: of a checkpoint's model.
         optimised: ``identity`` of the `QualityReward` that is optimised.
 
     Raises:
-        ValueError: the judge is what is optimised, the checkpoint is none, or there is no such file.
+        ValueError: the judge is what is optimised, a file is not what it should be, or there is no such file.
     """
     if name in SIGNAL_JUDGES:
         return SIGNAL_JUDGES[name]
     try:
-        judge = QualityReward(name, view="full", device=device)
-    except FileNotFoundError as error:
-        known = ", ".join(SIGNAL_JUDGES)
-        raise ValueError(f"judge: expected {known}, default or a checkpoint; there is no {name}") from error
-    if judge.identity == optimised:
+        judge = judges.load_judge(name, device=device)
+    except ValueError as error:
+        raise ValueError(f"{error}; or {', '.join(SIGNAL_JUDGES)}") from error
+    if isinstance(judge, QualityReward) and judge.identity.partition("/")[0] == (optimised or "").partition("/")[0]:
         raise ValueError(f"judge: expected another model than the one that is optimised; both are {optimised}")
     return judge
 

@@ -1,0 +1,390 @@
+"""CLIP-IQA and CLIP-IQA+: is the image nearer to "Good photo." or to "Bad photo."?
+
+Source: Wang, Chan and Loy, "Exploring CLIP for Assessing the Look and Feel of Images" (AAAI 2023).
+"""
+
+import copy
+import dataclasses
+import tomllib
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attriqa import checkpoint
+from attriqa.assessment import Assessment
+from attriqa.models import clip_checkpoint
+from attriqa.models.base import QualityModel
+from attriqa.models.clip import CLIPTowers, activation_bytes, drop_positional_embedding, load_clip
+from attriqa.models.clip_around import AroundContext
+from attriqa.prompts import ATTRIBUTES
+from attriqa.recipe import as_dict
+from attriqa.views import View
+
+QUALITY = ("Good photo.", "Bad photo.")
+
+
+class Pair(NamedTuple):
+    """Two texts, and what it is called to be nearer to the first."""
+
+    name: str
+    positive: str
+    negative: str
+
+
+PAIRS: tuple[Pair, ...] = tuple(
+    Pair(name, *texts)
+    for name, texts in zip(
+        ATTRIBUTES,
+        (
+            ("Sharp photo.", "Blurry photo."),
+            ("High contrast photo.", "Low contrast photo."),
+            ("Bright photo.", "Dark photo."),
+            ("Colorful photo.", "Dull photo."),
+            ("Clean photo.", "Noisy photo."),
+        ),
+        strict=True,
+    )
+)
+"""CLIP-IQA's pairs for the attributes of `ATTRIBUTES`."""
+
+
+def read_pairs(path: Path) -> tuple[Pair, ...]:
+    """Pairs of your own, from a TOML file of lines ``name = ["Positive text.", "Negative text."]``.
+
+    Raises:
+        ValueError: it is something else.
+        OSError: it cannot be read.
+    """
+    wanted = f'{path}: expected lines of TOML, name = ["positive text", "negative text"]'
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{wanted}: {error}") from error
+    odd = [name for name, texts in table.items() if not isinstance(texts, list) or len(texts) != 2]
+    if odd or not table:
+        raise ValueError(f"{wanted}, got {'none' if not table else 'something else for ' + ', '.join(odd)}")
+    pairs = tuple(Pair(name, *texts) for name, texts in table.items())
+    try:
+        _check_pairs(pairs)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return pairs
+
+
+@dataclass(frozen=True)
+class ClipIQAConfig:
+    """Everything that a `ClipIQA` is beside its CLIP; saved inside its checkpoint.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    quality: tuple[str, str] = QUALITY  # texts of a good and of a bad image
+    pairs: tuple[Pair, ...] = PAIRS  # likewise of each attribute; may be none
+    positional_embedding: bool = False  # with it, images are resized and cropped as the CLIP wants to see them
+    logit_scale: float | None = None  # None: CLIP's own, 100 in pretrained ones
+
+    def __post_init__(self) -> None:
+        _check_pairs((Pair("quality", *self.quality), *self.pairs))
+        _check_scale(self.logit_scale)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ClipIQAConfig":
+        """Rebuild from JSON; unknown or missing fields are refused."""
+        checked = _checked_fields(cls, values)
+        pairs = tuple(Pair(*pair) for pair in values["pairs"])
+        return cls(**{**checked, "quality": tuple(values["quality"]), "pairs": pairs})
+
+
+@dataclass(frozen=True)
+class ClipIQAPlusConfig:
+    """Everything that a `ClipIQAPlus` is beside its CLIP; saved inside its checkpoint.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    quality: tuple[str, str] = QUALITY
+    context: int = 16  # learnt words, half of them before each text and half behind it
+    shared: bool = True  # the same ones for both texts
+    positional_embedding: bool = False
+    logit_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_pairs((Pair("quality", *self.quality),))
+        _check_scale(self.logit_scale)
+        if self.context < 2:
+            raise ValueError(f"context: expected at least 2, got {self.context}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ClipIQAPlusConfig":
+        """Rebuild from JSON; unknown or missing fields are refused."""
+        return cls(**{**_checked_fields(cls, values), "quality": tuple(values["quality"])})
+
+
+def _check_pairs(pairs: Sequence[Pair]) -> None:
+    names = [pair.name for pair in pairs]
+    if len({*names, "score"}) <= len(names) or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"pairs: expected different names beside score, got {', '.join(map(repr, names))}")
+    for name, *texts in pairs:
+        if not all(isinstance(text, str) and text.strip() for text in texts) or len(set(texts)) < 2:
+            raise ValueError(f"{name}: expected two different texts, got {', '.join(map(repr, texts))}")
+
+
+def _check_scale(scale: float | None) -> None:
+    if scale is not None and not 0 < scale < float("inf"):
+        raise ValueError(f"logit_scale: expected a number above 0, got {scale}")
+
+
+def _checked_fields(config: type[ClipIQAConfig] | type[ClipIQAPlusConfig], values: Mapping[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(config)}
+    if set(values) != names:
+        raise ValueError(f"config: expected the fields {sorted(names)}, differing: {sorted(names ^ set(values))}")
+    return dict(values)
+
+
+class _Antonyms(QualityModel):
+    """An image between two texts, once or several times; both towers frozen.
+
+    Without positional embedding images are taken as they are, at any size of at least 32 px: what a resize would blur
+    is what is judged (CLIP-IQA, section 3.2). The tower is then a copy of the one that was given.
+    """
+
+    config: ClipIQAConfig | ClipIQAPlusConfig
+    views = ("own",)
+    _texts: Tensor | None
+
+    def __init__(self, config: ClipIQAConfig | ClipIQAPlusConfig, towers: CLIPTowers) -> None:
+        super().__init__()
+        self.config, self.preprocess = config, towers.preprocess
+        self.clip = towers.model if config.positional_embedding else copy.deepcopy(towers.model)
+        self.clip.requires_grad_(False)
+        if not config.positional_embedding:
+            try:
+                drop_positional_embedding(self.clip.visual)
+            except ValueError as error:
+                raise ValueError(f"{towers.name}: {error}") from error
+        self._towers = towers._replace(model=self.clip)
+        self.register_buffer("_texts", None, persistent=False)
+        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
+
+    @property
+    def distortions(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for what learns; the towers stay in eval mode."""
+        super().train(mode)
+        self.clip.eval()
+        if mode:
+            _forget(self)
+        return self
+
+    @abstractmethod
+    def _encode_texts(self) -> Tensor:
+        """Features of all texts, ``(2 N, E)``: positive, negative, positive, ..."""
+
+    def text_features(self) -> Tensor:
+        """Of all texts, of unit length, ``(2 N, E)`` float32; they are computed once in eval mode."""
+        if self.training:
+            return F.normalize(self._encode_texts().float(), dim=1)
+        if self._texts is None:
+            kind = self.clip.logit_scale.device.type
+            # Not as inference tensors, which no later training step could use.
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(kind, enabled=False):
+                self._texts = F.normalize(self._encode_texts().float(), dim=1)
+        return self._texts
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) sRGB in [0, 1] -> (B, E) float32 of unit length."""
+        pixels = self.preprocess.geometry(images) if self.config.positional_embedding else images
+        return F.normalize(self.clip.encode_image(self.preprocess.normalize(pixels)).float(), dim=1)
+
+    def tell(self, images: Tensor) -> Tensor:
+        """How near (B, 3, H, W) images are to the first text of each pair, ``(B, N)`` in [0, 1]; nothing is checked.
+
+        The softmax over a pair (CLIP-IQA, equation 2) is the sigmoid of the difference.
+        """
+        features, texts = self.image_features(images), self.text_features()
+        with torch.autocast(images.device.type, enabled=False):  # cosines differ by 0.01: bfloat16 drowns that
+            positive, negative = (features @ texts.T).unflatten(1, (-1, 2)).unbind(2)
+            scale = self.config.logit_scale or self.clip.logit_scale.exp()
+            return torch.sigmoid(scale * (positive - negative))
+
+    def see(self, images: Tensor, view: View) -> Assessment:
+        """As `forward`: there is one view alone."""
+        return cast(Assessment, self(images))
+
+    def activation_bytes(self, height: int, width: int, view: View, *, gradients: bool) -> int:
+        """By the tokens of a transformer or the maps of a ResNet, whose number follows the size of the image."""
+        visual = self.clip.visual
+        if self.config.positional_embedding:
+            return activation_bytes(visual, height, width, gradients=gradients)
+        pixels, stages = height * width, [getattr(visual, f"layer{number}", None) for number in (1, 2, 3, 4)]
+        if any(stage is None for stage in stages):
+            down, across = visual.conv1.kernel_size
+            tokens = 1 + (height // down) * (width // across)
+            block: int = 4 * 18 * tokens * visual.conv1.out_channels  # as in `attriqa.models.clip.activation_bytes`
+            return 2 * 4 * 3 * pixels + block * (len(visual.transformer.resblocks) if gradients else 1)
+        # A block of stage s keeps 16 w 2^s channels on 1 / (16 4^s) of the pixels; the stem w on each.
+        kept = 1 + sum(len(cast(nn.Sequential, stage)) / 2**number for number, stage in enumerate(stages))
+        return int(4 * pixels * (6 + visual.conv3.out_channels * (kept if gradients else 1)))
+
+    def save(self, path: Path | str, provenance: Mapping[str, Any]) -> None:
+        """Write a checkpoint; a CLIP that its name leads to is left out of it.
+
+        Args:
+            path: where to.
+            provenance: data, commit, metrics; JSON types only.
+        """
+        clip_checkpoint.save(path, self, self._towers, config=as_dict(self.config), provenance=provenance)
+
+
+class ClipIQA(_Antonyms):
+    """CLIP-IQA: a softmax between "Good photo." and "Bad photo.", and between the texts of each attribute; no training.
+
+    The score is no opinion score: it orders images, and where it lies within [0, 1] says little. An attribute is high
+    where the image is nearer to its first text. Gradients go through to the pixels; the texts are encoded once.
+
+    Args:
+        config: texts, and how images are seen.
+        towers: its weights are used as they are; without positional embedding, a copy of them.
+        seed: of nothing; there is nothing to draw.
+
+    Raises:
+        ValueError: the positional embedding of this image tower cannot be left out, or the CLIP reads so little of the
+            texts that two of a pair become the same; the model is named.
+    """
+
+    config: ClipIQAConfig
+    tokens: Tensor
+
+    def __init__(self, config: ClipIQAConfig, towers: CLIPTowers, *, seed: int = 0) -> None:
+        super().__init__(config, towers)
+        texts = [*config.quality, *(text for pair in config.pairs for text in pair[1:])]
+        tokens = towers.tokenize(texts)
+        for index in range(0, len(texts), 2):
+            if torch.equal(tokens[index], tokens[index + 1]):
+                raise ValueError(
+                    f"pairs: {towers.name} reads {tokens.shape[1]} tokens of a text, and so cannot tell "
+                    f"{texts[index]!r} from {texts[index + 1]!r}; expected shorter texts"
+                )
+        self.register_buffer("tokens", tokens, persistent=False)
+        self.train(self.training)
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The names of its pairs: `ATTRIBUTES`, or your own."""
+        return tuple(pair.name for pair in self.config.pairs)
+
+    def _encode_texts(self) -> Tensor:
+        return cast(Tensor, self.clip.encode_text(self.tokens))
+
+    def forward(self, images: Tensor) -> Assessment:
+        """Assess (B, 3, H, W) sRGB images in [0, 1]; ``attributes`` has a column for each pair."""
+        told = self.tell(images)
+        return Assessment(told[:, 0], told[:, 1:] if self.config.pairs else None)
+
+
+class ClipIQAPlus(_Antonyms):
+    """CLIP-IQA+: as CLIP-IQA, with learnt words around the two texts. They are all that learns.
+
+    Args:
+        config: texts, context, and how images are seen.
+        towers: as in `ClipIQA`.
+        seed: of the context.
+
+    Raises:
+        ValueError: as `ClipIQA`, or text and context are longer than the CLIP reads.
+    """
+
+    config: ClipIQAPlusConfig
+
+    def __init__(self, config: ClipIQAPlusConfig, towers: CLIPTowers, *, seed: int = 0) -> None:
+        super().__init__(config, towers)
+        try:
+            self.context = AroundContext(
+                self.clip, towers.tokenize, config.quality, config.context, shared=config.shared, seed=seed
+            )
+        except ValueError as error:
+            raise ValueError(f"{towers.name}: {error}") from error
+        self.train(self.training)
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def _encode_texts(self) -> Tensor:
+        return cast(Tensor, self.context(self.clip))
+
+    def forward(self, images: Tensor) -> Assessment:
+        """Assess (B, 3, H, W) sRGB images in [0, 1]."""
+        return Assessment(self.tell(images)[:, 0], None)
+
+
+def _forget(model: _Antonyms, _: object = None) -> None:
+    """Text features belong to the weights that they were computed with."""
+    model._texts = None
+
+
+def zero_shot(name: str, config: ClipIQAConfig | None = None) -> ClipIQA:
+    """CLIP-IQA on an open_clip model, in eval mode.
+
+    Args:
+        name: ``MODEL:PRETRAINED`` (a tag or a local file), ``hf-hub:ORG/REPO`` or ``local-dir:FOLDER``; the paper's is
+            ``RN50:openai``.
+        config: texts of your own; None: the paper's.
+
+    Raises:
+        ValueError: there is no such model, or no such weights.
+    """
+    model, _, weights = (name, "", "") if name.startswith(("hf-hub:", "local-dir:")) else name.partition(":")
+    return ClipIQA(config or ClipIQAConfig(), load_clip(model, weights or None)).eval()
+
+
+def restore(saved: checkpoint.Checkpoint, path: Path | str, *, towers: CLIPTowers | None = None) -> ClipIQA:
+    """Build the `ClipIQA` of a checkpoint that has been read.
+
+    Args:
+        saved: what `attriqa.checkpoint.load` read.
+        path: where from, for messages.
+        towers: the CLIP of a checkpoint without one, where its name no longer leads to it.
+
+    Raises:
+        attriqa.checkpoint.CheckpointError: it is of another architecture, does not fit its own configuration, or its
+            CLIP is gone or has other weights (both are named).
+    """
+    return _restored(saved, path, towers, ClipIQA, ClipIQAConfig)
+
+
+def restore_plus(saved: checkpoint.Checkpoint, path: Path | str, *, towers: CLIPTowers | None = None) -> ClipIQAPlus:
+    """As `restore`, of a `ClipIQAPlus`."""
+    return _restored(saved, path, towers, ClipIQAPlus, ClipIQAPlusConfig)
+
+
+_Model = TypeVar("_Model", ClipIQA, ClipIQAPlus)
+
+
+def _restored(
+    saved: checkpoint.Checkpoint, path: Path | str, towers: CLIPTowers | None, kind: type[_Model], shape: Any
+) -> _Model:
+    about, settings = clip_checkpoint.parts(saved, path, kind.__name__)
+    try:
+        config = shape.from_dict(settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise checkpoint.CheckpointError(path, f"its config does not build: {error!r}") from error
+    try:
+        towers = clip_checkpoint.towers_of(about, towers)
+        model = kind(config, towers)
+    except (KeyError, TypeError, ValueError) as error:
+        raise checkpoint.CheckpointError(path, f"its CLIP cannot be had: {error}") from error
+    clip_checkpoint.fill(model, saved, towers, path)
+    return model.eval()

@@ -1,0 +1,213 @@
+"""What recipes on CLIP share of a training run: the steps of a fold, and its test on whole images."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from attriqa.images import ImageError, read
+from attriqa.recipe import write_json
+from attriqa.training_state import load_state, save_state
+
+
+def accelerator_of(precision: str, tracker: str, out: Path) -> Any:
+    """An ``accelerate.Accelerator`` as the command line asks for it.
+
+    Args:
+        precision: ``"fp32"`` or ``"bf16"``.
+        tracker: ``"none"``, or one of Accelerate's that is installed.
+        out: where trackers write.
+
+    Raises:
+        SystemExit: there is no such tracker.
+    """
+    from accelerate import Accelerator
+    from accelerate.tracking import get_available_trackers
+
+    if tracker not in (known := ["none", *map(str, get_available_trackers())]):
+        raise SystemExit(f"--tracker: expected one that is installed ({', '.join(known)}), got {tracker}")
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(),  # or else Accelerate takes torchrun's processes for lone ones
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        log_with=None if tracker == "none" else tracker,
+        project_dir=out,
+    )
+
+
+class Pace(NamedTuple):
+    """How long a run is, and how often it is looked at; in steps."""
+
+    steps: int
+    per_epoch: int
+    log_every: int
+    save_every: int
+
+
+class Loop:
+    """The steps of one fold: gone on with where they were cut off, watched, saved; on any number of processes.
+
+    What a step does is the recipe's; its draws have to be functions of its number. A loss that is not a number ends the
+    run before it is saved.
+
+    Args:
+        accelerator: of `accelerator_of`.
+        folder: of the fold; holds ``state.safetensors`` while the run is under way.
+        learnt: the parameters that learn; nothing else changes.
+        optimizer: over them, before ``accelerator.prepare``. Both are restored here, where there is a state.
+        losses: names of what a step gives; the first is minimised.
+        pace: see there.
+        identity: JSON types; a state of another one is refused.
+
+    Attributes:
+        history: a row for each epoch that has ended: ``epoch``, from 1, and the means of the losses.
+
+    Raises:
+        attriqa.training_state.StateError: the state is of another run, or damaged.
+    """
+
+    def __init__(
+        self,
+        accelerator: Any,
+        folder: Path,
+        learnt: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        losses: Sequence[str],
+        pace: Pace,
+        identity: Mapping[str, Any],
+    ) -> None:
+        self.accelerator, self.folder, self.pace, self.losses = accelerator, folder, pace, tuple(losses)
+        self.state = folder / "state.safetensors"
+        self._learnt, self._optimizer, self._identity = learnt, optimizer, dict(identity)
+        self._done: dict[str, Any] = {"step": 0, "sums": [0.0] * len(self.losses), "history": []}
+        if self.state.exists():
+            self._done = load_state(self.state, {"learnt": learnt}, optimizer, config=self._identity)
+        self._recent: list[Tensor] = []  # losses, on the device, that nobody has looked at
+
+    @property
+    def first(self) -> int:
+        """Steps that were done before."""
+        return int(self._done["step"])
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """See the class."""
+        rows: list[dict[str, float]] = self._done["history"]
+        return rows
+
+    def means(self) -> list[list[float]]:
+        """The losses of the epochs that have ended, in the order of ``losses``."""
+        return [[row[name] for name in self.losses] for row in self.history]
+
+    def run(
+        self, step: Callable[[int, Any], Tensor], batches: Iterable[Any], names: Callable[[int], Sequence[str]]
+    ) -> None:
+        """All steps that are left.
+
+        Args:
+            step: makes the step of a number with a batch; gives the losses, in their order, detached.
+            batches: of these steps.
+            names: files in the batch of a step, for the message about a loss that is not a number.
+
+        Raises:
+            SystemExit: a loss is not a number; the last state stays, and ``bad_batch.json`` names the files.
+        """
+        pace, quiet, first = self.pace, not self.accelerator.is_local_main_process, self.first
+        with tqdm(total=pace.steps, initial=first, desc=self.folder.name, unit="step", disable=quiet) as bar:
+            for number, batch in zip(range(first, pace.steps), batches, strict=True):
+                self._recent.append(step(number, batch))
+                bar.update()
+                done = self._done["step"] = number + 1
+                saved, ended = done % pace.save_every == 0 or done == pace.steps, done % pace.per_epoch == 0
+                if saved or ended or done % pace.log_every == 0:
+                    self._look(bar, names)
+                if ended:
+                    means = [total / pace.per_epoch for total in self._done["sums"]]
+                    row = {"epoch": done // pace.per_epoch, **dict(zip(self.losses, means, strict=True))}
+                    self._done["history"].append(row)
+                    self._done["sums"] = [0.0] * len(self.losses)
+                if saved:
+                    self._save()
+
+    def _look(self, bar: "tqdm[Any]", names: Callable[[int], Sequence[str]]) -> None:
+        rows = self.accelerator.reduce(torch.stack(self._recent).float(), "mean").tolist()
+        self._recent.clear()
+        for number, row in enumerate(rows, self.first - len(rows)):
+            if not all(map(math.isfinite, row)):
+                self._give_up(number, row, names)
+            self._done["sums"] = [total + value for total, value in zip(self._done["sums"], row, strict=True)]
+        now = dict(zip(self.losses, rows[-1], strict=True))
+        self.accelerator.log({**now, "lr": self._optimizer.param_groups[0]["lr"]}, step=self.first)
+        bar.set_postfix({name: f"{value:.4f}" for name, value in now.items()})
+
+    def _give_up(self, number: int, row: list[float], names: Callable[[int], Sequence[str]]) -> None:
+        path, losses = self.folder / "bad_batch.json", dict(zip(self.losses, map(str, row), strict=True))
+        if self.accelerator.is_main_process:
+            write_json(path, {"step": number, "losses": losses, "files": list(names(number))})
+        said = ", ".join(f"{name} {value}" for name, value in losses.items())
+        raise SystemExit(f"the loss is not a number at step {number} ({said}); {path} names its images. "
+                         "The last checkpoint is whole")  # fmt: skip
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            counters = {**self._done, "config": self._identity}
+            save_state(self.state, {"learnt": self._learnt}, self._optimizer, counters)
+        self.accelerator.wait_for_everyone()
+
+
+class _Whole(Dataset[tuple[int, Tensor | None, str]]):
+    """Images as they are, one at a time; the number of each, and why it cannot be read."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = list(paths)
+
+    def __getitem__(self, number: int) -> tuple[int, Tensor | None, str]:
+        try:
+            return number, read(self.paths[number]), ""
+        except ImageError as error:  # it is raised where the image is used: a loader's process would garble it
+            return number, None, error.reason
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def _one(batch: list[tuple[int, Tensor | None, str]]) -> tuple[int, Tensor | None, str]:
+    return batch[0]
+
+
+@torch.no_grad()
+def judge(
+    tell: Callable[[Tensor], Tensor], paths: Sequence[Path], accelerator: Any, *, workers: int, title: str
+) -> Tensor:
+    """What a model says of image files, one after the other at their own sizes, shared among the processes.
+
+    Args:
+        tell: ``(1, 3, H, W)`` in [0, 1] on the accelerator's device -> ``(1, C)``.
+        paths: the files.
+        accelerator: of `accelerator_of`; its autocast is on.
+        workers: loading processes.
+        title: of the progress bar.
+
+    Returns:
+        ``(N, C)`` float32 on the CPU, the same on all processes.
+
+    Raises:
+        attriqa.images.ImageError: a file cannot be read.
+    """
+    from accelerate.utils import gather_object
+
+    mine = range(len(paths))[accelerator.process_index :: accelerator.num_processes]
+    loader = DataLoader(_Whole(paths), sampler=mine, batch_size=1, num_workers=workers, collate_fn=_one,
+                        generator=torch.Generator().manual_seed(0))  # fmt: skip # or else it draws from the global one
+    found: list[tuple[int, Tensor]] = []
+    with accelerator.autocast():
+        for number, image, reason in tqdm(loader, title, leave=False, disable=not accelerator.is_local_main_process):
+            if image is None:
+                raise ImageError(str(paths[number]), reason)
+            found.append((number, tell(image[None].to(accelerator.device))[0].float().cpu()))
+    return torch.stack([row for _, row in sorted(gather_object(found), key=lambda item: item[0])])

@@ -1,0 +1,275 @@
+"""Tune raw files or photos, and write the renderings with their parameters: what to do with a trained policy.
+
+    python envs/tune.py raws --policy runs/train_isp/policy --out tuned
+    python envs/tune.py raws --method adam --renders 60 --format png --out tuned
+
+A folder (and the folders in it) of raw files, or of photos where it has no raws, or one file. Each is tuned at the size
+of the policy, --side px, on its central square, and then rendered whole. For NAME.dng, OUT gets
+
+    NAME.jpg            the rendering (or .png)
+    NAME.json           the parameters; attriqa_envs.export.load_params reads them, and they give the same rendering
+    NAME.xmp            for raw files: what comes near to them in Adobe Camera Raw, with how near (attriqa_envs/xmp.py)
+
+A photo stands for its own raw file here: its display values are made linear, its camera's tone curve stays in it.
+Lengths (denoising, sharpening) are in px of whatever is rendered, so at full size they act on finer detail than when
+tuned. Without a policy, --method searches each picture by itself: adam (best), cmaes or random, --renders each.
+
+A file that cannot be read is told and the rest goes on; the exit status is then 1. A killed run goes on with the same
+command. OUT/metrics.json has a row per file: its score before and after, on the square that was tuned, and more.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from attriqa import QualityReward
+from attriqa.images import MIN_SIDE, ImageError
+from attriqa.recipe import as_dict, claim_folder, opt, parse_config, required, write_json
+from attriqa_envs import load_policy
+from attriqa_envs.compare_images import seeds_of
+from attriqa_envs.export import save_params
+from attriqa_envs.full_size import render_levels, write_picture
+from attriqa_envs.image_bank import load_bank
+from attriqa_envs.isp import render
+from attriqa_envs.method_table import tell
+from attriqa_envs.parameters import table_hash
+from attriqa_envs.policy import FILE, Policy
+from attriqa_envs.raw import LinearImage
+from attriqa_envs.raw_cache import RenditionCache, Source, find_images
+from attriqa_envs.search import Method, search
+from attriqa_envs.tuning_state import TuningTask
+from attriqa_envs.xmp import camera_of, render_error, to_camera_raw, write_xmp
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is tuned, and how."""
+
+    images: Path = required("folder of raw files or photos, or one file; may be given without the flag")
+    policy: Path | None = opt(None, "folder of a trained policy; its task and size of pictures are used")
+    method: Literal["policy", "adam", "cmaes", "random"] | None = opt(None, "policy where one is given, or else adam")
+    renders: int = opt(60, "adam, cmaes, random: budget per picture")
+    out: Path = opt(Path("runs/tuned"), "where everything goes")
+    format: Literal["jpeg", "png"] = opt("jpeg", "of the renderings")
+    quality: int = opt(95, "of JPEG, 1 to 100")
+    size: int | None = opt(None, "px of the shorter side of the renderings; whole unless given")
+    xmp: bool = opt(True, "write sidecars for raw files")
+    model: str = opt("default", "what is optimised: default, or the path of a checkpoint")
+    side: int | None = opt(None, "px of the square that is tuned; the policy's, or 256")
+    parameters: tuple[str, ...] | None = opt(None, "without a policy: ISP parameters that may change; all unless given")
+    distance_weight: float = opt(0.02, "without a policy: reward per mean squared distance from the default")
+    clipping_weight: float = opt(0.1, "without a policy: reward per share of clipped pixels")
+    batch: int = opt(8, "pictures that are tuned at once")
+    device: str = opt("cpu", "cpu or cuda")
+    seed: int = opt(0, "of everything random")
+    smoke: bool = opt(False, "a size for tests: two files, 64 px, three renders")
+
+    def __post_init__(self) -> None:
+        if (self.policy is None) == (self.how == "policy"):
+            raise ValueError("--policy: expected one with --method policy, and none with the others")
+        for name in ("renders", "batch", "quality"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("size", "side"):
+            if getattr(self, name) is not None and getattr(self, name) < MIN_SIDE:
+                raise ValueError(f"--{name}: expected at least {MIN_SIDE} px, got {getattr(self, name)}")
+        if self.quality > 100:
+            raise ValueError(f"--quality: expected at most 100, got {self.quality}")
+        if self.policy is not None and self.parameters is not None:
+            raise ValueError("--parameters: expected none with --policy, which has its own")
+        if self.device != "cpu" and not torch.cuda.is_available():
+            raise ValueError(f"--device: expected cpu, as PyTorch finds no GPU; got {self.device}")
+
+    @property
+    def how(self) -> Method:
+        """The method that is used."""
+        return self.method or ("adam" if self.policy is None else "policy")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Tune every file that is not tuned yet."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    bare = bool(words) and not words[0].startswith("-")
+    config = parse_config(Config, ["--images", *words] if bare else words, __doc__)
+    if config.smoke:
+        config = replace(config, side=64, renders=3)
+    try:
+        failures = run(config)
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+    if failures:
+        raise SystemExit(f"{len(failures)} files were left out:\n" + "\n".join(f"  {line}" for line in failures))
+
+
+class Setup(NamedTuple):
+    """What all files share."""
+
+    task: TuningTask
+    cache: RenditionCache
+    reward: QualityReward
+    policy: Policy | None
+
+
+def set_up(config: Config) -> Setup:
+    """Everything that the command line names besides the files."""
+    policy = None if config.policy is None else load_policy(config.policy, device=config.device)
+    if policy is not None and policy.task.mode == "tools":
+        raise ValueError(f"--policy: expected one that sets ISP parameters; {config.policy} chooses tools (dqn)")
+    task = TuningTask(
+        parameters=config.parameters, distance_weight=config.distance_weight, clipping_weight=config.clipping_weight
+    )
+    side = 256 if policy is None else int(policy.about.get("config", {}).get("side", 128))
+    cache = RenditionCache(config.out / "cache", config.side or side)
+    reward = QualityReward(config.model, view="full", device=config.device)
+    return Setup(task if policy is None else policy.task, cache, reward, policy)
+
+
+def run(config: Config) -> list[str]:
+    """Tune what is not tuned yet; the files that cannot be read, each with the reason."""
+    sources = find_images(config.images)
+    names = names_of(sources, config.images)
+    if config.smoke:
+        names = dict(list(names.items())[:2])
+    setup = set_up(config)
+    claim_folder(config.out, config)
+    kept = read_rows(config, setup)
+    todo = [(source, name) for source, name in names.items() if name not in kept]
+    failures: list[str] = []
+    with tqdm(total=len(names), initial=len(names) - len(todo), unit="file", disable=None) as bar:
+        for first in range(0, len(todo), config.batch):
+            part = todo[first : first + config.batch]
+            for name, row in tuned(config, setup, part, failures):
+                kept[name] = row
+                write_rows(config, setup, kept, failures)
+            bar.update(len(part))
+    write_rows(config, setup, kept, failures)
+    report(config, [kept[name] for name in names.values() if name in kept])
+    return failures
+
+
+def names_of(sources: Sequence[Source], root: Path) -> dict[Source, str]:
+    """What each file's results are called, without suffix: as the file, and with its suffix where two would clash."""
+    folder = root if root.is_dir() else root.parent
+    relative = {source: source.path.relative_to(folder) for source in sources}
+    counts = Counter(path.with_suffix("") for path in relative.values())
+    return {
+        source: (path if counts[path.with_suffix("")] > 1 else path.with_suffix("")).as_posix()
+        for source, path in relative.items()
+    }
+
+
+def tuned(
+    config: Config, setup: Setup, part: Sequence[tuple[Source, str]], failures: list[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Tune some files at once, then render and write each; gives its row when all of it is written."""
+    small: list[tuple[Source, str, LinearImage]] = []
+    for source, name in part:
+        try:
+            small.append((source, name, setup.cache.read(source)))
+        except ImageError as error:
+            failures.append(str(error))
+            tqdm.write(f"left out: {error}", file=sys.stderr)
+    if not small:
+        return
+    linear = load_bank([image for *_, image in small], side=setup.cache.shorter_edge, device=config.device)
+    begun = time.perf_counter()
+    found = search(
+        config.how,
+        linear,
+        setup.reward,
+        setup.task,
+        renders=config.renders,
+        seeds=seeds_of(config.seed, [name for _, name, _ in small]),
+        act=None if setup.policy is None else setup.policy.act,
+        batch=config.batch,
+    )
+    seconds = (time.perf_counter() - begun) / len(small)
+    params = found.params.to(linear.device)
+    with torch.no_grad():
+        pictures = [render(linear.float(), some) for some in (torch.zeros_like(params), params)]
+    before, after = (tell(some, setup.reward, {}) for some in pictures)
+    for place, (source, name, image) in enumerate(small):
+        try:
+            row = finish(config, source, name, image, found.params[place])
+        except ImageError as error:
+            failures.append(str(error))
+            tqdm.write(f"left out: {error}", file=sys.stderr)
+            continue
+        figures = {
+            f"{figure}_{when}": told[place][figure]
+            for figure in ("score", "clipped", "oversaturated")
+            for when, told in (("before", before), ("after", after))
+        }
+        yield name, row | figures | {"seconds": seconds}
+
+
+def finish(config: Config, source: Source, name: str, image: LinearImage, params: Tensor) -> dict[str, Any]:
+    """Render a file whole, and write everything that there is of it."""
+    whole = source.read(config.size).pixels
+    picture = config.out / f"{name}.{'jpg' if config.format == 'jpeg' else 'png'}"
+    write_picture(picture, render_levels(whole, params), quality=config.quality)
+    error = None
+    if config.xmp and source.kind == "raw":
+        camera = camera_of(image.metadata)
+        sidecar = to_camera_raw(params, camera)
+        error = render_error(image.pixels, params, sidecar, camera)
+        write_xmp(config.out / f"{name}.xmp", sidecar, source=source.path.name, error=error)
+    save_params(config.out / f"{name}.json", params, source=source.path.name)
+    return {"file": str(source.path), "rendering": str(picture.relative_to(config.out)), "xmp_error": error}
+
+
+# Results.
+
+
+def identity_of(config: Config, setup: Setup) -> dict[str, Any]:
+    """What must not change between runs of one folder."""
+    weights = None if config.policy is None else hashlib.sha256((config.policy / FILE).read_bytes()).hexdigest()[:16]
+    return {"reward": setup.reward.identity, "policy": weights, "isp_parameters": table_hash()}
+
+
+def read_rows(config: Config, setup: Setup) -> dict[str, dict[str, Any]]:
+    """The rows of files that an earlier run has tuned."""
+    path = config.out / "metrics.json"
+    if not path.is_file():
+        return {}
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    if metrics["identity"] != identity_of(config, setup):
+        raise ValueError(f"{config.out} holds pictures tuned by other weights; choose another --out")
+    rows: dict[str, dict[str, Any]] = metrics["files"]
+    return rows
+
+
+def write_rows(config: Config, setup: Setup, rows: dict[str, dict[str, Any]], failures: list[str]) -> None:
+    """What the next run goes on from."""
+    means = {
+        name: float(np.mean([row[name] for row in rows.values()]))
+        for name in ("score_before", "score_after", "seconds")
+        if rows
+    }
+    about = {"identity": identity_of(config, setup), "config": as_dict(config), "method": config.how}
+    write_json(config.out / "metrics.json", {**about, "n": len(rows), **means, "left_out": failures, "files": rows})
+
+
+def report(config: Config, rows: Sequence[dict[str, Any]]) -> None:
+    """A line per file, and the means."""
+    for row in rows:
+        stated = "" if row["xmp_error"] is None else f"  XMP off by CIEDE2000 {row['xmp_error']['delta_e']:.2f}"
+        print(f"{row['score_before']:.4f} -> {row['score_after']:.4f}  {row['rendering']}{stated}")
+    if rows:
+        before, after = (float(np.mean([row[f"score_{when}"] for row in rows])) for when in ("before", "after"))
+        print(f"{len(rows)} files by {config.how}: mean score {before:.4f} -> {after:.4f}, in {config.out}")
+
+
+if __name__ == "__main__":
+    main()
