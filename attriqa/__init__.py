@@ -11,19 +11,34 @@ from typing import TYPE_CHECKING, Any
 from attriqa.prompts import ATTRIBUTES
 
 if TYPE_CHECKING:
+    from attriqa.adapters import as_reward, best_of_n
     from attriqa.assessment import Assessment
+    from attriqa.guard import Guard
     from attriqa.images import ImageError
     from attriqa.models import load
     from attriqa.reward import QualityReward
 
 __version__ = "0.1.0"
-__all__ = ["ATTRIBUTES", "Assessment", "ImageError", "QualityReward", "__version__", "load"]
+__all__ = [
+    "ATTRIBUTES",
+    "Assessment",
+    "Guard",
+    "ImageError",
+    "QualityReward",
+    "__version__",
+    "as_reward",
+    "best_of_n",
+    "load",
+]
 
 # Resolved on first use, so that `attriqa --help` does not wait for torch.
 _LAZY = {
     "Assessment": "attriqa.assessment",
+    "Guard": "attriqa.guard",
     "ImageError": "attriqa.images",
     "QualityReward": "attriqa.reward",
+    "as_reward": "attriqa.adapters",
+    "best_of_n": "attriqa.adapters",
     "load": "attriqa.models",
 }
 

@@ -40,6 +40,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tree: Path) -> small.Run:
 # What it gives
 
 
+@pytest.mark.slow
 def test_the_command_as_users_run_it(
     tree: Path, tmp_path: Path, run_recipe: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

@@ -38,7 +38,7 @@ RULES: dict[str, set[str]] = {
     "models.*": BOTTOM | LEAVES | SHARED_MODELS | {"views"},
     "datasets.*": BOTTOM | LEAVES | {"datasets.*"},
     "reward": BOTTOM | LEAVES | {"adapters", "guard", "views", "models", "models.*"},
-    "": BOTTOM | LEAVES | ON_LEAVES | {"models", "models.*", "reward"},
+    "": BOTTOM | LEAVES | ON_LEAVES | {"adapters", "guard", "models", "models.*", "reward"},
 }
 RULES |= {module: set() for module in BOTTOM}
 RULES |= dict.fromkeys(LEAVES, BOTTOM)

@@ -51,6 +51,7 @@ def test_the_tables_printed_are_the_numbers_written(folder: Path, tmp_path: Path
     assert min(result["srocc"][i][i] for i in range(5)) > 0.7, "each head of the default follows its own ramp"
 
 
+@pytest.mark.slow
 def test_photos_that_the_heads_may_know_are_not_measured(folder: Path, tmp_path: Path, run_recipe: Run) -> None:
     done = run_recipe("evals/attributes.py", "--photos", folder, "--out", tmp_path / "out")
     assert done.returncode == 1

@@ -331,6 +331,7 @@ def started(data: list[str], out: Path, sleep: str) -> "subprocess.Popen[str]":
     return process
 
 
+@pytest.mark.slow
 def test_a_killed_benchmark_goes_on_at_the_fold(
     benchmark: Callable[..., int], whole: Path, data: list[str], tmp_path: Path
 ) -> None:
@@ -356,6 +357,7 @@ def test_a_killed_benchmark_goes_on_at_the_fold(
     assert report(out)["rows"] == [row for row in report(whole)["rows"] if row["experiment"] == "in-domain"]
 
 
+@pytest.mark.slow
 def test_one_that_is_told_to_end_ends_its_fine_tuning(
     benchmark: Callable[..., int], data: list[str], tmp_path: Path
 ) -> None:

@@ -64,6 +64,7 @@ def wait_for_rows(path: Path, count: int) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_keeps_its_rows_and_goes_on(tmp_path: Path) -> None:
     paint(tmp_path / "photos", 60)
     files = ("--csv", "s.csv", "--json", "s.json", "--report", "s.html")
@@ -116,6 +117,7 @@ def test_interrupted_without_a_table(tmp_path: Path) -> None:
     assert re.fullmatch(r"interrupted after \d+ of 40 images; with --csv F the same command could go on .*\n", err)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("files", "status", "rows"), [((), 141, 0), (("--csv", "s.csv"), 0, 30)])
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path, files: tuple[str, ...], status: int, rows: int) -> None:
     paint(tmp_path / "photos", 30)
@@ -186,6 +188,7 @@ def on_a_terminal(folder: Path, columns: int) -> str:
     return shown.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("columns", "head"), [(80, "sharp"), (120, "sharpness")])
 def test_on_a_terminal(tmp_path: Path, columns: int, head: str) -> None:
     for path in paint(tmp_path / "photos", 3).iterdir():

@@ -140,6 +140,7 @@ def test_a_photo_that_cannot_be_scored_is_named(
     assert not (tmp_path / "page.html").exists()
 
 
+@pytest.mark.slow
 def test_with_the_real_scorer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["demo", "--out", str(tmp_path / "page.html")]) == 0
     found = re.search(r"The original scores higher in (\d+) of 24 pairs", capsys.readouterr().out)

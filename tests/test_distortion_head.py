@@ -191,6 +191,7 @@ def test_the_measure_looks_at_unseen_photos_alone(
     assert "has no head for them" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_needs_one_start(photo_folder: Path, tmp_path: Path, run_recipe: Run) -> None:
     done = run_recipe("training/distortion_head.py", "--photos", photo_folder, "--out", tmp_path / "out")
     assert done.returncode != 0

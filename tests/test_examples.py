@@ -11,6 +11,7 @@ from PIL import Image
 Recipe = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@pytest.mark.slow
 def test_the_reward_gives_scores_reasons_and_gradients(run_recipe: Recipe) -> None:
     done = run_recipe("examples/reward.py")
     assert done.returncode == 0, done.stderr
@@ -40,6 +41,7 @@ def test_enhancing_raises_the_score_and_shows_both(
     assert not (pair[:, width:] == dark).all()
 
 
+@pytest.mark.slow
 def test_enhancing_names_a_file_that_is_no_photo(run_recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "notes.jpg").write_text("not a photo")
     done = run_recipe("examples/enhance.py", tmp_path / "notes.jpg", tmp_path / "out.png")
@@ -48,6 +50,7 @@ def test_enhancing_names_a_file_that_is_no_photo(run_recipe: Recipe, tmp_path: P
     assert not (tmp_path / "out.png").exists()
 
 
+@pytest.mark.slow
 def test_enhancing_never_replaces_the_photo(run_recipe: Recipe, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), "teal").save(tmp_path / "a.png")
     before = (tmp_path / "a.png").read_bytes()

@@ -249,6 +249,7 @@ def test_pillow_is_silenced_here_and_nowhere_else(tmp_path: Path) -> None:
         warnings.warn("mine", UserWarning, stacklevel=1)
 
 
+@pytest.mark.slow
 def test_no_warning_filter_turns_a_warning_into_a_failure(tmp_path: Path) -> None:
     path = tmp_path / "photo.jpg"
     path.write_bytes(corrupt_exif())

@@ -50,6 +50,7 @@ def test_both_sides_do_the_same_and_every_number_is_written(run_recipe: Recipe, 
     assert mix["exiqa_100k_hours_on_16_cores"] == pytest.approx(hours)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -168,6 +168,7 @@ def test_a_manifest_is_learnt_from(run: Run, tree: Path, tmp_path: Path) -> None
         run("other", "--manifest", root, *WHOLE)
 
 
+@pytest.mark.slow
 def test_prompts_leave_the_towers_as_they_are(run: Run, tree: Path, tmp_path: Path) -> None:
     name = small_clip.write(tmp_path / "clip", VIT)
     out = run("out", "--clip", name, *PROMPTS)

@@ -387,6 +387,7 @@ def test_ablations_and_shares_of_the_data(run: Run, tree: Path) -> None:
     assert "contexts.distortions.context" not in weights(out)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_very_same_weights(
     run: Run, recipe: ModuleType, tree: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
