@@ -75,7 +75,7 @@ class Config:
     cache: Path | None = opt(None, "folder that keeps decoded files; OUT/cache unless given")
     model: str = opt("default", "what is optimised: default, or the path of a checkpoint")
     judges: tuple[str, ...] = opt(
-        ("sharpness", "noisiness"), "held-out: contrast, colorfulness, noisiness, sharpness, default or checkpoints"
+        ("judge", "noisiness"), "held-out: judge, default, checkpoints, niqe:FILE, brisque:FOLDER, or a signal measure"
     )
     algo: Algorithm = opt("ppo", "algorithm; dqn chooses among the 37 tools of DRL-ISP, the others move ISP parameters")
     steps: int = opt(50_000, "steps to train for, rounded up to whole rollouts")

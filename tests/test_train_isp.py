@@ -142,7 +142,7 @@ def check(out: Path, algo: str, files: int) -> dict[str, Any]:
     assert metrics["curve"][-1]["step"] == metrics["step"] >= 32
     for entry in metrics["curve"]:
         assert entry["score_gain"] == pytest.approx(np.mean(entry["images"]["score_gain"]))
-        assert set(entry["judge_gains"]) == {"sharpness", "noisiness"}
+        assert set(entry["judge_gains"]) == {"judge", "noisiness"}
     with Image.open(out / "learning_curve.png") as picture:
         assert picture.size[0] == 700
     policy = load_policy(out / "policy")
