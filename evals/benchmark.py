@@ -156,7 +156,7 @@ def refuse_leaks(config: Config, data: dict[str, Dataset], runs: Sequence[Run]) 
         fold = official_fold([row.split for row in rows], [row.group for row in rows])
         train, test = ([rows[i].path for i in side] for side in (fold.train, fold.test))
         check_leak(train, test, what=f"{name}, official split")
-    if {"cross", "exiqa-zero-shot", "exiqa-transfer"} & set(config.experiments):
+    if {"cross", "exiqa-zero-shot", "exiqa-transfer", "mp-iqe-cross"} & set(config.experiments):
         for one, other in combinations(data, 2):
             sides = ([row.path for row in data[name].rows] for name in (one, other))
             check_leak(*sides, what=f"{one} and {other}, of which each tests the other")
