@@ -197,6 +197,7 @@ def wait_for_rows(tree: Path, count: int) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kill", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_killed_run_goes_on_where_it_stopped(kill: signal.Signals, status: int, run: small.Run, tree: Path) -> None:
     with start(tree) as process:

@@ -313,6 +313,7 @@ for turn in range(10**6):
 """
 
 
+@pytest.mark.slow
 def test_readers_see_whole_files_while_a_writer_works_and_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     seen: set[int] = set()

@@ -106,6 +106,7 @@ def test_a_stopped_run_keeps_its_rows_and_goes_on(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_interrupted_without_a_table(tmp_path: Path) -> None:
     paint(tmp_path / "photos", 40)
     with started(tmp_path, delay=0.1) as process:
@@ -131,6 +132,7 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path, files: tuple[str, ...]
     assert not rows or len(table(tmp_path / "s.csv")) == 1 + rows
 
 
+@pytest.mark.slow
 def test_help_for_a_reader_that_left(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -147,6 +149,7 @@ def test_help_for_a_reader_that_left(tmp_path: Path) -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_under_stdout_is_one_line(tmp_path: Path) -> None:
     paint(tmp_path / "photos", 2)

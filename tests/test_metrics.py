@@ -238,6 +238,7 @@ def test_intervals_agree_with_a_bootstrap_by_scipy(decimals: int) -> None:
         assert ours[name] == pytest.approx((expected.low, expected.high), abs=0.02)
 
 
+@pytest.mark.slow
 def test_coverage_is_near_95_percent() -> None:
     rho = 0.6
     truth = {"srocc": 6 / math.pi * math.asin(rho / 2), "plcc": rho, "krocc": 2 / math.pi * math.asin(rho)}

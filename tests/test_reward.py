@@ -539,6 +539,7 @@ def test_the_default_says_the_same_of_a_file_and_its_pixels(
         assert row.attributes == pytest.approx([exact.attribute(name).item() for name in ATTRIBUTES], abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_default_sees_what_was_done_to_a_photo(default: QualityReward, photos: list[NDArray[np.uint8]]) -> None:
     """The head of each ramp falls and rises with it."""
     for photo in photos:

@@ -99,6 +99,7 @@ def differing(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> set[str]:
     return {name for name in ours if not torch.equal(ours[name], theirs[name])}
 
 
+@pytest.mark.slow
 def test_a_run_learns_what_it_is_shown_and_writes_what_it_prints(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     out = run("drawn", *WHOLE, "--lr", 3e-3, "--epochs", 20, "--warmup", 0.1)
     found, text = result(out), capsys.readouterr().out

@@ -81,6 +81,7 @@ def differing(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> set[str]:
     return {name for name in ours if not torch.equal(ours[name], theirs[name])}
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_writes_what_it_prints(run: Run, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     long = ("--epochs", 12, "--steps-per-epoch", 3, "--batch", 12, "--half-period", 30)
     out = run("out", *FEW, *long, "--lr", 1e-3, "--logit-scale", 100)
@@ -107,6 +108,7 @@ def test_a_run_learns_and_writes_what_it_prints(run: Run, tree: Path, capsys: py
     assert sorted(file.name for file in (out / "split0").iterdir()) == ["metrics.json", "model.safetensors"]
 
 
+@pytest.mark.slow
 def test_sets_and_tasks_are_learnt_together(run: Run, tree: Path) -> None:
     data = ("--data", f"clive={tree / 'clive'}", f"kadid={tree / 'kadid'}")
     labels = ("--labels", f"clive={tree / 'clive_clip.txt'}")
