@@ -11,8 +11,8 @@ from pathlib import Path
 
 from attriqa import images
 from attriqa.pairs import JudgedPair
+from attriqa.pictures import are_blank
 
-_BLACK = 3 / 255  # no channel of a blanked image is above this; JPEG does not keep 0
 _PREFERRED = {"a": 1.0, "b": -1.0, "tie": 0.0}
 
 
@@ -203,4 +203,4 @@ def is_blank(path: Path) -> bool:
     Raises:
         ImageError: it cannot be read.
     """
-    return bool(images.read(path, shorter_edge=64).max() <= _BLACK)
+    return bool(are_blank(images.read(path, shorter_edge=64)[None]))

@@ -357,7 +357,6 @@ def test_collect_makes_a_page_of_pairs_that_are_there(recipe: ModuleType, judged
 
 @pytest.mark.slow
 def test_a_real_pipeline_draws_and_says_what_it_lacks(recipe: ModuleType, prompts: Path, tmp_path: Path) -> None:
-    pytest.importorskip("diffusers", reason="needs attriqa[gen]")
     if TYPE_CHECKING:
         from tests import small_diffusion
     else:
