@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from attriqa.crops import CENTRAL
 from attriqa.exiqa_sources import Source, applicable
@@ -48,18 +48,6 @@ def stack(examples: list[Example]) -> Example:
         torch.stack([example.strengths for example in examples]),
         torch.tensor([example.number for example in examples]),
         {path: reason for example in examples for path, reason in example.unreadable.items()},
-    )
-
-
-def loader(images: "Dataset[Example]", batches: Any, workers: int, seed: int) -> "DataLoader[Example]":
-    """Batches of examples, which ``batches`` lists, as ``(epoch, number)`` each; ``workers`` processes load them."""
-    return DataLoader(
-        images,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=stack,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator().manual_seed(seed),  # or else it draws from the global one
     )
 
 

@@ -107,24 +107,43 @@ class TrainingCrops(Dataset[Patches]):
         crop: height and width, px.
         shorter_edge: as in `fitted`.
         seed: of the draws.
+        keep: bytes of images that each loading process keeps, read and resized, so that it reads the first ones of
+            them once and not once for each crop; small data sets fit whole.
     """
 
     def __init__(
-        self, paths: Sequence[Path], crop: tuple[int, int], *, shorter_edge: int | None = None, seed: int = 0
+        self,
+        paths: Sequence[Path],
+        crop: tuple[int, int],
+        *,
+        shorter_edge: int | None = None,
+        seed: int = 0,
+        keep: int = 1 << 30,
     ) -> None:
         self.paths, self.crop, self.shorter_edge, self.seed = list(paths), crop, shorter_edge, seed
+        self._room, self._kept = keep, dict[int, Tensor]()
 
     def __getitem__(self, where: tuple[int, int]) -> Patches:
         epoch, number = where
         rng, index = np.random.default_rng([self.seed, epoch, number]), number % len(self.paths)
         try:
-            image = fitted(read(self.paths[index], shorter_edge=self.shorter_edge)[None], self.crop)
+            image = self._image(index)
         except ImageError as error:  # it is raised where the batch is used: a loader's process would garble it
             return Patches(torch.zeros(1, 3, *self.crop, dtype=torch.uint8), index, {error.path: error.reason})
         height, width = self.crop
         top, left = (int(rng.integers(image.shape[2 + side] - self.crop[side] + 1)) for side in (0, 1))
-        cut = _bytes(image[:, :, top : top + height, left : left + width])
-        return Patches(cut.flip(3) if rng.random() < 0.5 else cut, index, {})
+        cut = image[:, :, top : top + height, left : left + width]
+        return Patches(cut.flip(3) if rng.random() < 0.5 else cut.clone(), index, {})
+
+    def _image(self, index: int) -> Tensor:
+        """(1, 3, H, W) uint8, no smaller than the crop."""
+        if index in self._kept:
+            return self._kept[index]
+        image = _bytes(fitted(read(self.paths[index], shorter_edge=self.shorter_edge)[None], self.crop))
+        if image.nbytes <= self._room:
+            self._room -= image.nbytes
+            self._kept[index] = image
+        return image
 
 
 class JudgedCrops(Dataset[Patches]):

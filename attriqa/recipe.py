@@ -7,6 +7,7 @@ disagree.
 
 import argparse
 import dataclasses
+import inspect
 import json
 import os
 import types
@@ -40,6 +41,8 @@ def parse_config(config: type[ConfigT], argv: Sequence[str] | None = None, descr
     are refused, never abbreviated. A ``ValueError`` of the dataclass (its ``__post_init__``) ends the program with the
     usage and the message, as any other wrong flag does.
 
+    ``--help`` lists what a dataclass inherits after its own fields, below the first line of the base's docstring.
+
     Args:
         config: the dataclass to fill.
         argv: the words after the script's name; ``sys.argv[1:]`` when ``None``.
@@ -52,9 +55,14 @@ def parse_config(config: type[ConfigT], argv: Sequence[str] | None = None, descr
     parser = argparse.ArgumentParser(
         description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    hints = typing.get_type_hints(config)
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]
-        _add(parser, field, hints[field.name])
+    hints, fields = typing.get_type_hints(config), dataclasses.fields(config)  # type: ignore[arg-type]
+    for owner in config.__mro__:
+        mine = [field for field in fields if _owner(config, field.name) is owner]
+        group: argparse._ActionsContainer = parser
+        if mine and owner is not config:
+            group = parser.add_argument_group((owner.__doc__ or owner.__name__).partition("\n")[0].rstrip("."))
+        for field in mine:
+            _add(group, field, hints[field.name])
     values = vars(parser.parse_args(argv))
     try:
         return config(**values)
@@ -62,7 +70,12 @@ def parse_config(config: type[ConfigT], argv: Sequence[str] | None = None, descr
         parser.error(str(error))
 
 
-def _add(parser: argparse.ArgumentParser, field: "dataclasses.Field[Any]", hint: Any) -> None:
+def _owner(config: type, name: str) -> type:
+    """The class that brings a field in. One below it may repeat the field, with another default or text."""
+    return next(base for base in reversed(config.__mro__) if name in inspect.get_annotations(base))
+
+
+def _add(parser: argparse._ActionsContainer, field: "dataclasses.Field[Any]", hint: Any) -> None:
     flag = "--" + field.name.replace("_", "-")
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     needed = default is dataclasses.MISSING

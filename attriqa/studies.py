@@ -19,6 +19,7 @@ StudyName = Literal[
     "exiqa-quality",
     "exiqa-zero-shot",
     "exiqa-transfer",
+    "clip-probe",
     "clip-iqa",
     "clip-iqa-plus",
     "liqe",
@@ -34,6 +35,7 @@ TITLES: dict[str, str] = {
     "exiqa-quality": "ExIQA: quality from attributes (table 3)",
     "exiqa-zero-shot": "ExIQA: identification of another data set's distortions, zero-shot (table 4)",
     "exiqa-transfer": "ExIQA: quality of another data set from the first one's attributes (table 5)",
+    "clip-probe": "A frozen CLIP, linear probe (ATTIQA, table 6)",
     "clip-iqa": "CLIP-IQA, zero-shot (MP-IQE, table 2)",
     "clip-iqa-plus": "CLIP-IQA+ (MP-IQE, table 2)",
     "liqe": "LIQE, each data set for itself (MP-IQE, table 1)",
@@ -49,6 +51,7 @@ _TABLES = {
     "exiqa-quality": published.EXIQA_3,
     "exiqa-zero-shot": published.EXIQA_4,
     "exiqa-transfer": published.EXIQA_5,
+    "clip-probe": published.ATTIQA_6,
     "clip-iqa": published.MP_IQE_2,
     "clip-iqa-plus": published.MP_IQE_2,
     "liqe": published.MP_IQE_1,
@@ -59,6 +62,7 @@ _TABLES = {
     "mp-iqe-lengths": published.MP_IQE_6,
 }
 _RECIPES: dict[StudyName, tuple[str, tuple[str, ...], str]] = {  # recipe, its words, row of the published table
+    "clip-probe": ("train_clip_probe.py", (), "CLIP"),
     "clip-iqa": ("train_clip_iqa.py", ("--context", "0"), "CLIP-IQA"),
     "clip-iqa-plus": ("train_clip_iqa.py", (), "CLIP-IQA+"),
     "liqe": ("train_liqe.py", (), "LIQE"),

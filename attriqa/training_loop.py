@@ -1,9 +1,10 @@
 """What recipes on CLIP share of a training run: the steps of a fold, and its test on whole images."""
 
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,28 +15,33 @@ from attriqa.images import ImageError, read
 from attriqa.recipe import write_json
 from attriqa.training_state import load_state, save_state
 
+ExampleT = TypeVar("ExampleT")
 
-def accelerator_of(precision: str, tracker: str, out: Path) -> Any:
-    """An ``accelerate.Accelerator`` as the command line asks for it.
+
+def loader(
+    images: "Dataset[ExampleT]",
+    batches: Iterable[list[Any]],
+    stack: Callable[[list[ExampleT]], ExampleT],
+    *,
+    workers: int,
+    seed: int,
+) -> "DataLoader[ExampleT]":
+    """Examples in batches.
 
     Args:
-        precision: ``"fp32"`` or ``"bf16"``.
-        tracker: ``"none"``, or one of Accelerate's that is installed.
-        out: where trackers write.
-
-    Raises:
-        SystemExit: there is no such tracker.
+        images: what they are drawn from.
+        batches: the items of each.
+        stack: several examples -> one of them all.
+        workers: loading processes; 0: none.
+        seed: of the workers' own generators.
     """
-    from accelerate import Accelerator
-    from accelerate.tracking import get_available_trackers
-
-    if tracker not in (known := ["none", *map(str, get_available_trackers())]):
-        raise SystemExit(f"--tracker: expected one that is installed ({', '.join(known)}), got {tracker}")
-    return Accelerator(
-        cpu=not torch.accelerator.is_available(),  # or else Accelerate takes torchrun's processes for lone ones
-        mixed_precision="bf16" if precision == "bf16" else "no",
-        log_with=None if tracker == "none" else tracker,
-        project_dir=out,
+    return DataLoader(
+        images,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=stack,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(seed),  # or else it draws from the global one
     )
 
 
@@ -46,16 +52,26 @@ class Pace(NamedTuple):
     per_epoch: int
     log_every: int
     save_every: int
+    batch: int  # examples of a step, over all processes
+    unit: str = "images"  # what these are
+    tests: int | None = None  # rows of the history, evenly over the run; None: a row for each epoch
+
+    def ends(self) -> list[int]:
+        """How many steps are done where a row of the history ends."""
+        if self.tests is None:
+            return list(range(self.per_epoch, self.steps + 1, self.per_epoch))
+        return sorted({-(-row * self.steps // self.tests) for row in range(1, self.tests + 1)})
 
 
 class Loop:
     """The steps of one fold: gone on with where they were cut off, watched, saved; on any number of processes.
 
     What a step does is the recipe's; its draws have to be functions of its number. A loss that is not a number ends the
-    run before it is saved.
+    run before it is saved. The history's last row is made after the last state was saved, so that a run that is killed
+    in a long test repeats that test alone.
 
     Args:
-        accelerator: of `accelerator_of`.
+        accelerator: of `attriqa.clip_run.accelerator_of`.
         folder: of the fold; holds ``state.safetensors`` while the run is under way.
         learnt: the parameters that learn; nothing else changes.
         optimizer: over them, before ``accelerator.prepare``. Both are restored here, where there is a state.
@@ -64,7 +80,8 @@ class Loop:
         identity: JSON types; a state of another one is refused.
 
     Attributes:
-        history: a row for each epoch that has ended: ``epoch``, from 1, and the means of the losses.
+        history: a row for each epoch that has ended: ``epoch``, from 1, and the means of the losses. Where there are
+            tests instead: ``step`` and ``epoch`` (a fraction), the means since the row before, what the test gave.
 
     Raises:
         attriqa.training_state.StateError: the state is of another run, or damaged.
@@ -88,24 +105,29 @@ class Loop:
         if self.state.exists():
             self._done = load_state(self.state, {"learnt": learnt}, optimizer, config=self._identity)
         self._recent: list[Tensor] = []  # losses, on the device, that nobody has looked at
+        self._clock = 0.0  # when somebody last did
 
     @property
     def first(self) -> int:
-        """Steps that were done before."""
+        """Steps that are done: the number of the next one."""
         return int(self._done["step"])
 
     @property
-    def history(self) -> list[dict[str, float]]:
+    def history(self) -> list[dict[str, Any]]:
         """See the class."""
-        rows: list[dict[str, float]] = self._done["history"]
+        rows: list[dict[str, Any]] = self._done["history"]
         return rows
 
     def means(self) -> list[list[float]]:
-        """The losses of the epochs that have ended, in the order of ``losses``."""
+        """The losses of each row of ``history``, in the order of ``losses``."""
         return [[row[name] for name in self.losses] for row in self.history]
 
     def run(
-        self, step: Callable[[int, Any], Tensor], batches: Iterable[Any], names: Callable[[int], Sequence[str]]
+        self,
+        step: Callable[[int, Any], Tensor],
+        batches: Iterable[Any],
+        names: Callable[[int], Sequence[str]],
+        test: Callable[[int], Mapping[str, Any]] | None = None,
     ) -> None:
         """All steps that are left.
 
@@ -113,26 +135,39 @@ class Loop:
             step: makes the step of a number with a batch; gives the losses, in their order, detached.
             batches: of these steps.
             names: files in the batch of a step, for the message about a loss that is not a number.
+            test: what a row of the history holds beside losses, after so many steps.
 
         Raises:
             SystemExit: a loss is not a number; the last state stays, and ``bad_batch.json`` names the files.
         """
-        pace, quiet, first = self.pace, not self.accelerator.is_local_main_process, self.first
+        pace, ends, first = self.pace, self.pace.ends(), self.first
+        quiet, self._clock = not self.accelerator.is_local_main_process, time.perf_counter()
         with tqdm(total=pace.steps, initial=first, desc=self.folder.name, unit="step", disable=quiet) as bar:
             for number, batch in zip(range(first, pace.steps), batches, strict=True):
                 self._recent.append(step(number, batch))
                 bar.update()
                 done = self._done["step"] = number + 1
-                saved, ended = done % pace.save_every == 0 or done == pace.steps, done % pace.per_epoch == 0
+                last = done == pace.steps
+                saved, ended = done % pace.save_every == 0 or last, done in ends
                 if saved or ended or done % pace.log_every == 0:
                     self._look(bar, names)
-                if ended:
-                    means = [total / pace.per_epoch for total in self._done["sums"]]
-                    row = {"epoch": done // pace.per_epoch, **dict(zip(self.losses, means, strict=True))}
-                    self._done["history"].append(row)
-                    self._done["sums"] = [0.0] * len(self.losses)
+                if ended and not last:
+                    self._end_row(ends, test)
                 if saved:
                     self._save()
+        if pace.steps in ends and len(self.history) < len(ends):
+            self._end_row(ends, test)
+
+    def _end_row(self, ends: Sequence[int], test: Callable[[int], Mapping[str, Any]] | None) -> None:
+        done, before = self.first, [0, *ends][len(self.history)]
+        means = [total / max(1, done - before) for total in self._done["sums"]]  # without a step, of nothing
+        row: dict[str, Any] = {"epoch": done // self.pace.per_epoch}
+        if self.pace.tests is not None:
+            row = {"step": done, "epoch": done / self.pace.per_epoch}
+        row |= dict(zip(self.losses, means, strict=True))
+        self.history.append(row if test is None else row | dict(test(done)))
+        self._done["sums"] = [0.0] * len(self.losses)
+        self._clock = time.perf_counter()
 
     def _look(self, bar: "tqdm[Any]", names: Callable[[int], Sequence[str]]) -> None:
         rows = self.accelerator.reduce(torch.stack(self._recent).float(), "mean").tolist()
@@ -141,16 +176,20 @@ class Loop:
             if not all(map(math.isfinite, row)):
                 self._give_up(number, row, names)
             self._done["sums"] = [total + value for total, value in zip(self._done["sums"], row, strict=True)]
-        now = dict(zip(self.losses, rows[-1], strict=True))
-        self.accelerator.log({**now, "lr": self._optimizer.param_groups[0]["lr"]}, step=self.first)
-        bar.set_postfix({name: f"{value:.4f}" for name, value in now.items()})
+        now, unit = dict(zip(self.losses, rows[-1], strict=True)), self.pace.unit
+        since, self._clock = self._clock, time.perf_counter()
+        speed, rate = len(rows) * self.pace.batch / (self._clock - since), self._optimizer.param_groups[0]["lr"]
+        self.accelerator.log({**now, "lr": rate, f"{unit}_per_second": speed}, step=self.first)
+        bar.set_postfix({name: f"{value:.4f}" for name, value in now.items()} | {f"{unit}_per_s": f"{speed:.1f}"})
 
     def _give_up(self, number: int, row: list[float], names: Callable[[int], Sequence[str]]) -> None:
         path, losses = self.folder / "bad_batch.json", dict(zip(self.losses, map(str, row), strict=True))
+        bad = next(str(value) for value in row if not math.isfinite(value))
+        about = {"step": number, "epoch": number // self.pace.per_epoch, "loss": bad, "losses": losses}
         if self.accelerator.is_main_process:
-            write_json(path, {"step": number, "losses": losses, "files": list(names(number))})
+            write_json(path, {**about, "files": list(names(number))})
         said = ", ".join(f"{name} {value}" for name, value in losses.items())
-        raise SystemExit(f"the loss is not a number at step {number} ({said}); {path} names its images. "
+        raise SystemExit(f"the loss is {bad} at step {number}; {path} names its images ({said}). "
                          "The last checkpoint is whole")  # fmt: skip
 
     def _save(self) -> None:
@@ -189,7 +228,7 @@ def judge(
     Args:
         tell: ``(1, 3, H, W)`` in [0, 1] on the accelerator's device -> ``(1, C)``.
         paths: the files.
-        accelerator: of `accelerator_of`; its autocast is on.
+        accelerator: of `attriqa.clip_run.accelerator_of`; its autocast is on.
         workers: loading processes.
         title: of the progress bar.
 

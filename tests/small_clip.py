@@ -7,6 +7,7 @@ from typing import Any
 import open_clip
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 VIT: dict[str, Any] = {
     "embed_dim": 24,
@@ -17,6 +18,17 @@ RESNET: dict[str, Any] = VIT | {
     "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
 }
 PREPROCESS: dict[str, Any] = {"mean": [0.5, 0.45, 0.4], "std": [0.25, 0.3, 0.2]}
+
+
+def vit(context_length: int) -> dict[str, Any]:
+    """`VIT`, which reads texts of so many tokens."""
+    return VIT | {"text_cfg": VIT["text_cfg"] | {"context_length": context_length}}
+
+
+def pictures(count: int = 3, height: int = 60, width: int = 80, seed: int = 0) -> Tensor:
+    """Smooth random colours (B, 3, H, W) in [0, 1]."""
+    coarse = torch.rand(count, 3, 9, 12, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
 
 
 def write(folder: Path, config: dict[str, Any] = VIT, *, seed: int = 0, **preprocess: object) -> str:

@@ -1,7 +1,6 @@
 """CLIP-IQA and CLIP-IQA+ on small random CLIPs: their formulas, any size, what learns, their checkpoints."""
 
 import json
-from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -31,20 +30,14 @@ from attriqa.recipe import as_dict
 
 if TYPE_CHECKING:
     from tests import small_clip
+    from tests.small_clip import pictures
 else:
     import small_clip
+    from small_clip import pictures
 
-TEXT = {"text_cfg": small_clip.VIT["text_cfg"] | {"context_length": 32}}
-VIT, RESNET = small_clip.VIT | TEXT, small_clip.RESNET | TEXT
+VIT = small_clip.vit(32)
+RESNET = small_clip.RESNET | {"text_cfg": VIT["text_cfg"]}
 OWN = (Pair("natural", "Natural photo.", "Synthetic photo."), Pair("joy", "Happy photo.", "Sad photo."))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def towers_of(config: dict[str, Any] = VIT, seed: int = 0) -> CLIPTowers:
@@ -62,11 +55,6 @@ def zero(towers: CLIPTowers | None = None, **changes: Any) -> ClipIQA:
 
 def plus(towers: CLIPTowers | None = None, seed: int = 0, **changes: Any) -> ClipIQAPlus:
     return ClipIQAPlus(ClipIQAPlusConfig(**changes), towers or towers_of(), seed=seed).eval()
-
-
-def pictures(count: int = 3, height: int = 60, width: int = 80, seed: int = 0) -> Tensor:
-    coarse = torch.rand(count, 3, 9, 12, generator=torch.Generator().manual_seed(seed))
-    return F.interpolate(coarse, (height, width), mode="bilinear")
 
 
 def train(model: ClipIQAPlus, steps: int = 6) -> list[float]:

@@ -18,9 +18,9 @@ from attriqa.models.clip_iqa import ClipIQA, ClipIQAConfig, ClipIQAPlus, ClipIQA
 from attriqa.models.liqe import LIQE, LIQEConfig
 
 if TYPE_CHECKING:
-    from tests.test_clip_iqa import pictures
+    from tests.small_clip import pictures
 else:
-    from test_clip_iqa import pictures
+    from small_clip import pictures
 
 TEXT = {"context_length": 26, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
 VIT: dict[str, Any] = {

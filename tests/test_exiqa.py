@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,19 +21,13 @@ from attriqa.models.exiqa import ExIQA, ExIQAConfig, load, transfer
 
 if TYPE_CHECKING:
     from tests import small_clip
+    from tests.small_clip import pictures
 else:
     import small_clip
+    from small_clip import pictures
 
-CONFIG = small_clip.VIT | {"text_cfg": small_clip.VIT["text_cfg"] | {"context_length": 32}}
+CONFIG = small_clip.vit(32)
 TABLE = DISTORTION_ATTRIBUTES[:4]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def towers_of(seed: int = 0, **changes: Any) -> CLIPTowers:
@@ -48,11 +41,6 @@ def model_of(towers: CLIPTowers | None = None, seed: int = 0, **changes: Any) ->
 
 def whole(**changes: Any) -> ExIQA:
     return model_of(tune="all", prompts=0, prompt_kind="none", **changes)
-
-
-def pictures(count: int = 3, height: int = 60, width: int = 80, seed: int = 0) -> Tensor:
-    coarse = torch.rand(count, 3, 9, 12, generator=torch.Generator().manual_seed(seed))
-    return F.interpolate(coarse, (height, width), mode="bilinear")
 
 
 def targets(count: int = 3, seed: int = 1) -> Tensor:

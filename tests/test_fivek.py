@@ -28,8 +28,6 @@ else:
     import dng_files
     import fivek_tree
 
-pytest.importorskip("rawpy")
-
 RECIPE = Path(__file__).resolve().parent.parent / "envs" / "fivek.py"
 
 

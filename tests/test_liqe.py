@@ -1,7 +1,6 @@
 """LIQE on small random CLIPs: its texts and formulas, its crops, what learns, its checkpoint."""
 
 import json
-from collections.abc import Iterator
 from copy import deepcopy
 from itertools import product
 from pathlib import Path
@@ -22,21 +21,15 @@ from attriqa.recipe import as_dict
 
 if TYPE_CHECKING:
     from tests import small_clip
+    from tests.small_clip import pictures
 else:
     import small_clip
+    from small_clip import pictures
 
-CONFIG = small_clip.VIT | {"text_cfg": small_clip.VIT["text_cfg"] | {"context_length": 32}}
+CONFIG = small_clip.vit(32)
 SCENES = ["animal", "cityscape", "human", "indoor", "landscape", "night", "plant", "still_life", "others"]
 DISTORTIONS = "jpeg2000 compression,jpeg compression,noise,blur,color,contrast,overexposure,underexposure,spatial,"
 FEW: dict[str, Any] = {"scenes": ("animal", "plant"), "distortions": ("blur", "noise", "other")}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def towers_of(seed: int = 0, **changes: Any) -> CLIPTowers:
@@ -46,11 +39,6 @@ def towers_of(seed: int = 0, **changes: Any) -> CLIPTowers:
 def model_of(towers: CLIPTowers | None = None, **changes: Any) -> LIQE:
     settings: dict[str, Any] = {**FEW, "stride": 8, "crops": 4} | changes
     return LIQE(LIQEConfig(**settings), towers or towers_of()).eval()
-
-
-def pictures(count: int = 3, height: int = 60, width: int = 80, seed: int = 0) -> Tensor:
-    coarse = torch.rand(count, 3, 9, 12, generator=torch.Generator().manual_seed(seed))
-    return F.interpolate(coarse, (height, width), mode="bilinear")
 
 
 def train(model: LIQE, steps: int = 8) -> list[float]:

@@ -21,13 +21,15 @@ from attriqa.protocols import LeakError
 
 if TYPE_CHECKING:
     from tests import clive_tree, exiqa_tree
+    from tests.small_clip import pictures
     from tests.test_exiqa import whole
-    from tests.test_liqe import model_of, pictures
+    from tests.test_liqe import model_of
 else:
     import clive_tree
     import exiqa_tree
+    from small_clip import pictures
     from test_exiqa import whole
-    from test_liqe import model_of, pictures
+    from test_liqe import model_of
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import functools
 import json
-from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,19 +24,13 @@ from attriqa.recipe import as_dict
 
 if TYPE_CHECKING:
     from tests import small_clip
+    from tests.small_clip import pictures
 else:
     import small_clip
+    from small_clip import pictures
 
-CONFIG = small_clip.VIT | {"text_cfg": small_clip.VIT["text_cfg"] | {"context_length": 32}}
+CONFIG = small_clip.vit(32)
 M, D = 9, 11
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @functools.cache  # they are frozen
@@ -49,11 +42,6 @@ def towers_of(seed: int = 0, **vision: Any) -> CLIPTowers:
 def model_of(towers: CLIPTowers | None = None, seed: int = 0, **changes: Any) -> MPIQE:
     settings: dict[str, Any] = {"windows": 3, "crops": 3, "layers": 2} | changes
     return MPIQE(MPIQEConfig(**settings), towers or towers_of(), seed=seed)
-
-
-def pictures(count: int = 3, height: int = 60, width: int = 80, seed: int = 0) -> Tensor:
-    coarse = torch.rand(count, 3, 9, 12, generator=torch.Generator().manual_seed(seed))
-    return F.interpolate(coarse, (height, width), mode="bilinear")
 
 
 def teach_score(model: MPIQE) -> MPIQE:

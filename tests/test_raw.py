@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
+import rawpy
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 else:
     import dng_files
     from dng_files import COLOR_MATRIX, NEUTRAL, mosaic_of, smooth_scene, write_dng, write_mosaic
-
-rawpy = pytest.importorskip("rawpy")
 
 BAYER = ("RGGB", "BGGR", "GRBG", "GBRG")
 GAINS = 1 / np.array(NEUTRAL)

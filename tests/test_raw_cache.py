@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 else:
     from dng_files import mosaic_of, smooth_scene, write_dng, write_mosaic
 
-pytest.importorskip("rawpy")
-
 
 def write_photo(path: Path, seed: int = 0, height: int = 48, width: int = 72) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)

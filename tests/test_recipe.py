@@ -116,6 +116,32 @@ def test_help_names_every_field_with_its_default_once(capsys: pytest.CaptureFixt
         assert line in text
 
 
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """The machine. More of it."""
+
+    out: Path = required("where results go")
+    workers: int = opt(2, "processes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Derived(Base):
+    """What a run does."""
+
+    data: str = required("the folder of photos")
+    out: Path = opt(Path("runs/b"), "where all goes")
+
+
+def test_what_is_inherited_is_read_and_listed_below_its_own_title(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse_config(Derived, ["--data", "d", "--workers", "5"]) == Derived(data="d", workers=5, out=Path("runs/b"))
+    with pytest.raises(SystemExit):
+        parse_config(Derived, ["--help"])
+    own, machine = capsys.readouterr().out.partition("options:")[2].split("The machine. More of it:")
+    assert "--data DATA the folder of photos [required]" in " ".join(own.split())
+    assert "--out" not in own, "where it was before the text and the default changed"
+    assert "--out OUT where all goes [runs/b] --workers WORKERS processes [2]" in " ".join(machine.split())
+
+
 @pytest.mark.parametrize(
     "hint",
     [dict, list, list[int], int | str, bytes, tuple, tuple[()], tuple[int, str], tuple[bool, ...], Literal[1, "a"]],

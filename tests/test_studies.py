@@ -77,6 +77,7 @@ def test_the_papers_rows_stand_beside() -> None:
     zero_shot = {"kadid > csiq": {"accuracy": 0.7141, "rmse": 0.2710}, "csiq > kadid": {}}
     assert shown("exiqa-zero-shot", "kadid", "csiq") == zero_shot
     assert shown("exiqa-transfer", "tid2013", "live")["tid2013 > live"] == {"srocc": 0.914}
+    assert shown("clip-probe", "clive") == {"clive": {"srocc": 0.803, "plcc": 0.829}}
     assert shown("clip-iqa", "koniq") == {"koniq": {"srocc": 0.695, "plcc": 0.727}}
     assert shown("clip-iqa-plus", "clive") == {"clive": {"srocc": 0.805, "plcc": 0.832}}
     assert shown("liqe", "bid") == {"bid": {"srocc": 0.875, "plcc": 0.900}}
@@ -89,7 +90,7 @@ def test_the_papers_rows_stand_beside() -> None:
 
 def test_every_run_has_a_folder_of_its_own_and_flags_that_its_recipe_knows() -> None:
     works = studies.studies_of(studies.STUDIES[4:], {"clive": "C", "koniq": "K"}, splits=3)
-    assert len({(work.variant, work.name) for work in works}) == len(works) == 2 * (4 + 5 + 3 + 8 + 1)
+    assert len({(work.variant, work.name) for work in works}) == len(works) == 2 * (5 + 5 + 3 + 8 + 1)
     recipes = SCRIPT.parent.parent / "training"
     known = {work.recipe: (recipes / work.recipe).read_text() for work in works}
     for work in works:

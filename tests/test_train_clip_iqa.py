@@ -1,33 +1,33 @@
 """training/train_clip_iqa.py in this process where one is enough, and as users run it (slow)."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from torch import Tensor
 
 from attriqa import checkpoint, load
 from attriqa.models.clip import load_clip
 from attriqa.models.clip_iqa import ClipIQA, ClipIQAPlus
 
 if TYPE_CHECKING:
-    from tests import clive_tree, exiqa_tree, small_clip, unlabelled_tree
+    from tests import clip_recipes, clive_tree, exiqa_tree, small_clip, unlabelled_tree
+    from tests.clip_recipes import Run, cut_off, differing, on_processes, result, steps_of, weights
 else:
+    import clip_recipes
     import clive_tree
     import exiqa_tree
     import small_clip
     import unlabelled_tree
+    from clip_recipes import Run, cut_off, differing, on_processes, result, steps_of, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::attriqa.metrics.FitWarning")  # few images, hardly trained
-VIT = small_clip.VIT | {"text_cfg": small_clip.VIT["text_cfg"] | {"context_length": 26}}
+VIT = small_clip.vit(26)
 FEW = ("--splits", 1, "--workers", 0, "--log-every", 2, "--save-every", 2, "--crop", 48, 48, "--batch", 12,
        "--epochs", 3, "--optimizer", "adam", "--lr", 0.02)  # fmt: skip
-Run = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
@@ -41,35 +41,14 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def recipe() -> Iterator[ModuleType]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield unlabelled_tree.load_recipe("train_clip_iqa")
-    torch.set_num_threads(threads)
-    AcceleratorState._reset_state(reset_partial_state=True)
+    with clip_recipes.loaded("train_clip_iqa") as module:
+        yield module
 
 
 @pytest.fixture
 def run(recipe: ModuleType, tree: Path, tmp_path: Path) -> Run:
     """``run(name, *flags)`` -> its folder; by default on CLIVE, with a random CLIP."""
-
-    def call(name: str, *flags: object) -> Path:
-        words = [*map(str, flags)]
-        if "--data" not in words:
-            words += ["--data", f"clive={tree / 'clive'}"]
-        if not {"--clip", "--clip-config", "--init"} & set(words):
-            words += ["--clip-config", str(tree / "vit.json")]
-        recipe.main([*words, "--out", str(tmp_path / name)])
-        return tmp_path / name
-
-    return call
-
-
-def result(out: Path) -> Any:
-    return json.loads((out / "metrics.json").read_text())
-
-
-def weights(out: Path) -> dict[str, Tensor]:
-    return checkpoint.load(out / "split0" / "model.safetensors").state
+    return clip_recipes.runner(recipe, tmp_path, data=f"clive={tree / 'clive'}", clip=tree / "vit.json")
 
 
 def test_a_run_learns_words_and_writes_what_it_prints(
@@ -111,34 +90,15 @@ def test_without_words_it_is_clip_iqa_on_the_same_splits(run: Run, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_ends_with_the_words_of_a_whole_one(
-    run: Run, recipe: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_ends_with_the_words_of_a_whole_one(run: Run, recipe: ModuleType) -> None:
     whole = run("whole", *FEW)
-    step, started = recipe.Training.step, list[int]()
-
-    def stopping(self: Any, at: int, batch: Any) -> Tensor:
-        if at == 5:
-            raise ZeroDivisionError
-        found: Tensor = step(self, at, batch)
-        return found
-
-    def counted(self: Any, at: int, batch: Any) -> Tensor:
-        started.append(at)
-        found: Tensor = step(self, at, batch)
-        return found
-
-    with monkeypatch.context() as patch:
-        patch.setattr(recipe.Training, "step", stopping)
-        with pytest.raises(ZeroDivisionError):
-            run("out", *FEW)
-        patch.setattr(recipe.Training, "step", counted)
+    cut_off(recipe, run, 5, "out", *FEW)
+    with steps_of(recipe) as taken:
         out = run("out", *FEW)
-    assert started == [4, 5]
-    assert torch.equal(weights(out)["context.context"], weights(whole)["context.context"])
+    assert taken == [4, 5]
+    assert differing(weights(out), weights(whole)) == set()
     assert result(out) == result(whole)
-    seed = weights(run("seed", *FEW, "--seed", 1))["context.context"]
-    assert not torch.equal(seed, weights(whole)["context.context"])
+    assert "context.context" in differing(weights(run("seed", *FEW, "--seed", 1)), weights(whole))
 
 
 @pytest.mark.parametrize(
@@ -169,22 +129,16 @@ def test_what_cannot_be_run_is_refused(run: Run, flags: tuple[object, ...], mess
 def test_wrong_flags_are_refused(
     recipe: ModuleType, tmp_path: Path, flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        recipe.main(["--data", "clive=x", *flags, "--out", str(tmp_path / "out")])
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert message in clip_recipes.refusal(recipe, tmp_path / "out", capsys, ["--data", "clive=x", *flags])
 
 
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tree: Path, tmp_path: Path) -> None:
     flags = ["--data", f"clive={tree / 'clive'}", "--clip-config", tree / "vit.json", *FEW, "--optimizer", "sgd"]
-    for processes in (1, 2):
-        words = [*unlabelled_tree.command("train_clip_iqa", processes), *flags, "--out", tmp_path / str(processes)]
-        done = unlabelled_tree.shell(*words)
-        assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (weights(tmp_path / name)["context.context"] for name in ("1", "2"))
+    outs = [on_processes("train_clip_iqa", processes, tmp_path / str(processes), flags) for processes in (1, 2)]
+    one, two = (weights(out)["context.context"] for out in outs)
     torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
-    ours, theirs = (result(tmp_path / name)["folds"][0] for name in ("1", "2"))
+    ours, theirs = (result(out)["folds"][0] for out in outs)
     for first, second in zip(ours["history"], theirs["history"], strict=True):
         assert first == pytest.approx(second, rel=1e-4)
     assert ours["tests"]["test"]["plcc"] == pytest.approx(theirs["tests"]["test"]["plcc"], abs=1e-2)

@@ -1,9 +1,7 @@
 """training/train_exiqa.py in this process where one is enough, and as users run it (slow)."""
 
 import json
-import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -24,18 +22,20 @@ from attriqa.models import exiqa
 from attriqa.models.clip import load_clip
 
 if TYPE_CHECKING:
-    from tests import exiqa_tree, small_clip, unlabelled_tree
+    from tests import clip_recipes, exiqa_tree, small_clip, unlabelled_tree
+    from tests.clip_recipes import Run, cut_off, differing, on_processes, result, steps_of, weights
 else:
+    import clip_recipes
     import exiqa_tree
     import small_clip
     import unlabelled_tree
+    from clip_recipes import Run, cut_off, differing, on_processes, result, steps_of, weights
 
-VIT = small_clip.VIT | {"text_cfg": small_clip.VIT["text_cfg"] | {"context_length": 32}}
+VIT = small_clip.vit(32)
 KEYS = tuple(exiqa_tree.TYPES.values())
 WHAT = ("--distortions", *KEYS, "--workers", 0, "--log-every", 2, "--batch", 20, "--regressor-epochs", 20)
 WHOLE = (*WHAT, "--tune", "all", "--lr", 1e-3, "--weight-lr", 0.01, "--epochs", 2, "--tests", 2, "--save-every", 3)
 PROMPTS = (*WHAT, "--prompts", 3, "--epochs", 2, "--save-every", 3)
-Run = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
@@ -53,50 +53,27 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def recipe() -> Iterator[ModuleType]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield unlabelled_tree.load_recipe("train_exiqa")
-    torch.set_num_threads(threads)
-    AcceleratorState._reset_state(reset_partial_state=True)
+    with clip_recipes.loaded("train_exiqa") as module:
+        yield module
 
 
 @pytest.fixture
 def run(recipe: ModuleType, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """``run(name, *flags)`` -> its folder; by default on the rated set, with a random CLIP."""
-
     draw = recipe.write_confusion
-    monkeypatch.setattr(recipe, "write_confusion", lambda *_: None)  # a second each time
+    call = clip_recipes.runner(recipe, tmp_path, data=f"kadid={tree / 'kadid'}", clip=tree / "vit.json")
 
-    def call(name: str, *flags: object) -> Path:
-        if name == "drawn":
-            monkeypatch.setattr(recipe, "write_confusion", draw)
-        words = [*map(str, flags)]
-        if not {"--photos", "--manifest", "--data"} & set(words):
-            words += ["--data", f"kadid={tree / 'kadid'}"]
-        if not {"--clip", "--clip-config", "--init"} & set(words):
-            words += ["--clip-config", str(tree / "vit.json")]
-        recipe.main([*words, "--out", str(tmp_path / name)])
-        return tmp_path / name
+    def run(name: str, *flags: object) -> Path:
+        skipped = lambda *_: None  # noqa: E731 (drawing takes a second each time)
+        monkeypatch.setattr(recipe, "write_confusion", draw if name == "drawn" else skipped)
+        return call(name, *flags)
 
-    return call
+    return run
 
 
 def photos(tree: Path) -> tuple[object, ...]:
     names = ("--photo-pattern", "train_*", "--test-pattern", "test_*", "--single-passes", 1, "--crop", 48)
     return ("--photos", tree / "photos", *names, "--passes", 7, "--most", 2)
-
-
-def result(out: Path) -> Any:
-    return json.loads((out / "metrics.json").read_text())
-
-
-def weights(out: Path, fold: str = "split0") -> dict[str, Tensor]:
-    return checkpoint.load(out / fold / "model.safetensors").state
-
-
-def differing(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> set[str]:
-    assert ours.keys() == theirs.keys()
-    return {name for name in ours if not torch.equal(ours[name], theirs[name])}
 
 
 @pytest.mark.slow
@@ -223,30 +200,15 @@ def test_splits_are_runs_of_their_own_and_the_summary_is_their_median(run: Run) 
 
 @pytest.mark.parametrize("source", [pytest.param("rated", marks=pytest.mark.slow), "photos"])
 def test_an_interrupted_run_ends_with_the_weights_of_a_whole_one(
-    run: Run, tree: Path, recipe: ModuleType, monkeypatch: pytest.MonkeyPatch, source: str
+    run: Run, tree: Path, recipe: ModuleType, source: str
 ) -> None:
     flags = (*(photos(tree) if source == "photos" else ()), *WHOLE, "--save-every", 1, "--tests", 3)
     flags = (*flags, "--clip-config", tree / "dropping.json")  # whose draws count, too
     whole = run("whole", *flags)
-    step, started = recipe.Training.step, list[int]()
-
-    def counted(self: Any, at: int, batch: Any) -> None:
-        started.append(at)
-        step(self, at, batch)
-
-    def stopping(self: Any, at: int, batch: Any) -> None:
-        if at == 3:
-            raise ZeroDivisionError
-        step(self, at, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(recipe.Training, "step", stopping)
-        with pytest.raises(ZeroDivisionError):
-            run("out", *flags)
-    with monkeypatch.context() as patch:
-        patch.setattr(recipe.Training, "step", counted)
+    cut_off(recipe, run, 3, "out", *flags)
+    with steps_of(recipe) as taken:
         out = run("out", *flags)
-    assert started == list(range(3, result(whole)["folds"][0]["steps"])), "nothing is done twice"
+    assert taken == list(range(3, result(whole)["folds"][0]["steps"])), "nothing is done twice"
     assert differing(weights(out), weights(whole)) == set()
     assert result(out) == result(whole)
     assert differing(weights(run("seed", *flags, "--seed", 1)), weights(whole))
@@ -261,9 +223,9 @@ def test_a_run_stopped_in_phase_2_does_not_repeat_phase_1(
         patch.setattr(recipe, "fit_regressor", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run("out", *PROMPTS)
-    with monkeypatch.context() as patch:
-        patch.setattr(recipe.Training, "step", lambda *_: pytest.fail("a step of phase 1"))
+    with steps_of(recipe) as taken:
         out = run("out", *PROMPTS)
+    assert taken == [], "steps of phase 1"
     assert differing(weights(out), weights(whole)) == set()
     assert result(out) == result(whole)
 
@@ -380,10 +342,7 @@ def test_what_cannot_be_run_is_refused(run: Run, flags: tuple[str, ...], message
 def test_wrong_flags_are_refused(
     recipe: ModuleType, tmp_path: Path, flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        recipe.main([*flags, "--out", str(tmp_path / "out")])
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert message in clip_recipes.refusal(recipe, tmp_path / "out", capsys, flags)
 
 
 def test_the_papers_numbers_are_the_defaults(recipe: ModuleType) -> None:
@@ -399,44 +358,24 @@ def test_the_papers_numbers_are_the_defaults(recipe: ModuleType) -> None:
 
 @pytest.mark.slow
 def test_a_run_killed_by_the_system_ends_with_the_very_same_weights(tree: Path, tmp_path: Path) -> None:
-    start = [*unlabelled_tree.command("train_exiqa"), *photos(tree), "--clip-config", tree / "vit.json", *WHOLE]
-    words = [*map(str, start), "--epochs", "8", "--tests", "1", "--workers", "1", "--save-every", "2"]
-    whole = unlabelled_tree.shell(*words, "--out", tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr[-3000:]
-    command = [*words, "--out", str(tmp_path / "out")]
-    with subprocess.Popen(
-        command, cwd=unlabelled_tree.ROOT, env=unlabelled_tree.ENVIRONMENT, stderr=subprocess.DEVNULL
-    ) as process:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "out" / "split0" / "state.safetensors").exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        unlabelled_tree.kill(process.pid)
-    assert process.returncode == -9
-    assert not (tmp_path / "out" / "split0" / "model.safetensors").exists(), "it was killed too late to test anything"
-    done = unlabelled_tree.shell(*command)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert " 0/16 " not in done.stderr, "it went on"
-    assert differing(weights(tmp_path / "out"), weights(tmp_path / "whole")) == set()
-    assert done.stdout == whole.stdout
+    flags = [*photos(tree), "--clip-config", tree / "vit.json", *WHOLE, "--epochs", 8, "--tests", 1]
+    flags += ["--workers", 1, "--save-every", 2]
+    clip_recipes.whole_and_killed("train_exiqa", tmp_path, flags, steps=16)
+    assert differing(weights(tmp_path / "killed"), weights(tmp_path / "whole")) == set()
 
 
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tree: Path, tmp_path: Path) -> None:
     flags = ["--data", f"kadid={tree / 'kadid'}", "--clip-config", tree / "vit.json", *WHOLE]
-    for processes in (1, 2):
-        words = [*unlabelled_tree.command("train_exiqa", processes), *flags, "--out", tmp_path / str(processes)]
-        done = unlabelled_tree.shell(*words)
-        assert done.returncode == 0, done.stderr[-3000:]
-    one, two = weights(tmp_path / "1"), weights(tmp_path / "2")
+    outs = [on_processes("train_exiqa", processes, tmp_path / str(processes), flags) for processes in (1, 2)]
+    one, two = map(weights, outs)
     assert one.keys() == two.keys()
     for name in one:
         if name.endswith("attn.in_proj_bias"):  # softmax does not see a bias of the keys: Adam amplifies rounding there
             for state in (one, two):
                 state[name] = torch.cat([state[name].chunk(3)[0], state[name].chunk(3)[2]])
     assert not [name for name, value in one.items() if not torch.allclose(two[name], value, rtol=1e-3, atol=2e-4)]
-    ours, theirs = (result(tmp_path / name)["folds"][0] for name in ("1", "2"))
+    ours, theirs = (result(out)["folds"][0] for out in outs)
     assert ours["identification"]["test"]["rmse"] == pytest.approx(theirs["identification"]["test"]["rmse"], abs=1e-3)
     assert [row["loss"] for row in ours["history"]] == pytest.approx(
         [row["loss"] for row in theirs["history"]], abs=1e-4

@@ -1,15 +1,13 @@
 """training/train_liqe.py in this process where one is enough, and as users run it (slow)."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from torch import Tensor
 
 from attriqa import checkpoint, load
 from attriqa.exiqa_training import clip_of
@@ -17,18 +15,20 @@ from attriqa.images import read
 from attriqa.losses import dynamic_weights
 
 if TYPE_CHECKING:
-    from tests import clive_tree, exiqa_tree, small_clip, unlabelled_tree
+    from tests import clip_recipes, clive_tree, exiqa_tree, small_clip, unlabelled_tree
+    from tests.clip_recipes import Run, cut_off, differing, on_processes, result, steps_of, weights
 else:
+    import clip_recipes
     import clive_tree
     import exiqa_tree
     import small_clip
     import unlabelled_tree
+    from clip_recipes import Run, cut_off, differing, on_processes, result, steps_of, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::attriqa.metrics.FitWarning")  # few images, hardly trained
-VIT = small_clip.VIT | {"text_cfg": small_clip.VIT["text_cfg"] | {"context_length": 40}}
+VIT = small_clip.vit(40)
 SIZE = ("--splits", 1, "--crops", 3, "--train-crops", 2, "--workers", 0, "--log-every", 2, "--save-every", 2)
 FEW = (*SIZE, "--batch", 6, "--epochs", 3, "--steps-per-epoch", 2, "--lr", 1e-3, "--tasks", "none")
-Run = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
@@ -45,40 +45,14 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def recipe() -> Iterator[ModuleType]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield unlabelled_tree.load_recipe("train_liqe")
-    torch.set_num_threads(threads)
-    AcceleratorState._reset_state(reset_partial_state=True)
+    with clip_recipes.loaded("train_liqe") as module:
+        yield module
 
 
 @pytest.fixture
 def run(recipe: ModuleType, tree: Path, tmp_path: Path) -> Run:
     """``run(name, *flags)`` -> its folder; by default on CLIVE, with a random CLIP."""
-
-    def call(name: str, *flags: object) -> Path:
-        words = [*map(str, flags)]
-        if "--data" not in words:
-            words += ["--data", f"clive={tree / 'clive'}"]
-        if not {"--clip", "--clip-config", "--init"} & set(words):
-            words += ["--clip-config", str(tree / "vit.json")]
-        recipe.main([*words, "--out", str(tmp_path / name)])
-        return tmp_path / name
-
-    return call
-
-
-def result(out: Path) -> Any:
-    return json.loads((out / "metrics.json").read_text())
-
-
-def weights(out: Path) -> dict[str, Tensor]:
-    return checkpoint.load(out / "split0" / "model.safetensors").state
-
-
-def differing(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> set[str]:
-    assert ours.keys() == theirs.keys()
-    return {name for name in ours if not torch.equal(ours[name], theirs[name])}
+    return clip_recipes.runner(recipe, tmp_path, data=f"clive={tree / 'clive'}", clip=tree / "vit.json")
 
 
 @pytest.mark.slow
@@ -139,30 +113,12 @@ def test_another_data_set_is_tested_whole(run: Run, tree: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_ends_with_the_weights_of_a_whole_one(
-    run: Run, recipe: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_ends_with_the_weights_of_a_whole_one(run: Run, recipe: ModuleType) -> None:
     whole = run("whole", *FEW)
-    step, started = recipe.Training.step, list[int]()
-
-    def stopping(self: Any, at: int, batch: Any) -> Tensor:
-        if at == 3 and not started:
-            raise ZeroDivisionError
-        found: Tensor = step(self, at, batch)
-        return found
-
-    def counted(self: Any, at: int, batch: Any) -> Tensor:
-        started.append(at)
-        found: Tensor = step(self, at, batch)
-        return found
-
-    with monkeypatch.context() as patch:
-        patch.setattr(recipe.Training, "step", stopping)
-        with pytest.raises(ZeroDivisionError):
-            run("out", *FEW)
-        patch.setattr(recipe.Training, "step", counted)
+    cut_off(recipe, run, 3, "out", *FEW)
+    with steps_of(recipe) as taken:
         out = run("out", *FEW)
-    assert started == [2, 3, 4, 5]
+    assert taken == [2, 3, 4, 5]
     assert differing(weights(out), weights(whole)) == set()
     assert result(out) == result(whole)
     assert differing(weights(run("seed", *FEW, "--seed", 1)), weights(whole))
@@ -192,7 +148,7 @@ def test_a_finished_run_only_prints(run: Run, capsys: pytest.CaptureFixture[str]
 )
 def test_what_cannot_be_run_is_refused(run: Run, tmp_path: Path, flags: tuple[object, ...], message: str) -> None:
     narrow = tmp_path / "narrow.json"
-    narrow.write_text(json.dumps(VIT | {"text_cfg": VIT["text_cfg"] | {"context_length": 12}}))
+    narrow.write_text(json.dumps(small_clip.vit(12)))
     words = [narrow if flag == "narrow" else flag for flag in flags]
     with pytest.raises(SystemExit, match=message):
         run("out", *SIZE, "--batch", 6, *words)
@@ -213,10 +169,7 @@ def test_what_cannot_be_run_is_refused(run: Run, tmp_path: Path, flags: tuple[ob
 def test_wrong_flags_are_refused(
     recipe: ModuleType, tmp_path: Path, flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        recipe.main([*flags, "--out", str(tmp_path / "out")])
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert message in clip_recipes.refusal(recipe, tmp_path / "out", capsys, flags)
 
 
 def test_the_paper_s_numbers_are_the_defaults(recipe: ModuleType) -> None:
@@ -233,14 +186,11 @@ def test_two_processes_take_the_steps_of_one(tree: Path, tmp_path: Path) -> None
     """Pairs are made of all images of a batch, wherever they are."""
     data = ["--data", f"clive={tree / 'clive'}", f"kadid={tree / 'kadid'}", "--clip-config", tree / "vit.json"]
     flags = [*FEW, "--batch", 4, "--tasks", "distortions", "--lr", 1e-4]
-    for processes in (1, 2):
-        words = [*unlabelled_tree.command("train_liqe", processes), *data, *flags, "--out", tmp_path / str(processes)]
-        done = unlabelled_tree.shell(*words)
-        assert done.returncode == 0, done.stderr[-3000:]
-    ours, theirs = (result(tmp_path / name)["folds"][0]["history"] for name in ("1", "2"))
+    outs = [on_processes("train_liqe", processes, tmp_path / str(processes), data + flags) for processes in (1, 2)]
+    ours, theirs = (result(out)["folds"][0]["history"] for out in outs)
     for one, two in zip(ours, theirs, strict=True):
         assert one == pytest.approx(two, rel=1e-3)
-    first, second = weights(tmp_path / "1"), weights(tmp_path / "2")
+    first, second = map(weights, outs)
     name = "clip.visual.transformer.resblocks.1.mlp.c_fc.weight"
     start = clip_of(str(tree / "vit.json")).model.state_dict()[name.removeprefix("clip.")]
     assert (first[name] - second[name]).norm() < 0.1 * (first[name] - start).norm()

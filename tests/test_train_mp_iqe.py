@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,9 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from torch import Tensor
 
 from attriqa import checkpoint, folds, metrics
 from attriqa.crops import GlobalBatches
@@ -28,17 +25,18 @@ from attriqa.mp_iqe_labels import DISTORTIONS, SCENES
 from attriqa.mp_iqe_training import Predicted, Targets, losses, report, started, targets_of
 
 if TYPE_CHECKING:
-    from tests import clive_tree, exiqa_tree, small_clip, unlabelled_tree
+    from tests import clip_recipes, clive_tree, exiqa_tree, small_clip
+    from tests.clip_recipes import Run, cut_off, differing, on_processes, result, steps_of, weights
 else:
+    import clip_recipes
     import clive_tree
     import exiqa_tree
     import small_clip
-    import unlabelled_tree
+    from clip_recipes import Run, cut_off, differing, on_processes, result, steps_of, weights
 
-VIT = small_clip.VIT | {"text_cfg": small_clip.VIT["text_cfg"] | {"context_length": 32}}
+VIT = small_clip.vit(32)
 SHAPE = ("--windows", 3, "--layers", 1, "--heads", 4, "--workers", 0)
 TRAIN = (*SHAPE, "--crops", 2, "--splits", 1, "--epochs", 2, "--warmup", 1, "--lr", 1e-3, "--batch", 16)
-Run = Callable[..., Path]
 
 pytestmark = pytest.mark.filterwarnings("ignore::attriqa.metrics.FitWarning")  # scores after a few steps
 
@@ -60,11 +58,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def recipe() -> Iterator[ModuleType]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield unlabelled_tree.load_recipe("train_mp_iqe")
-    torch.set_num_threads(threads)
-    AcceleratorState._reset_state(reset_partial_state=True)
+    with clip_recipes.loaded("train_mp_iqe") as module:
+        yield module
 
 
 @pytest.fixture
@@ -73,30 +68,7 @@ def run(recipe: ModuleType, tree: Path, tmp_path: Path, monkeypatch: pytest.Monk
     intervals = metrics.intervals  # with as many draws as users get, a second each time
     few = {"resamples": 20}
     monkeypatch.setattr(metrics, "intervals", lambda *args, **settings: intervals(*args, **settings | few))
-
-    def call(name: str, *flags: object) -> Path:
-        words = [*map(str, flags)]
-        if "--data" not in words:
-            words += ["--data", f"clive={tree / 'clive'}"]
-        if not {"--clip", "--clip-config", "--init"} & set(words):
-            words += ["--clip-config", str(tree / "vit.json")]
-        recipe.main([*words, "--out", str(tmp_path / name)])
-        return tmp_path / name
-
-    return call
-
-
-def result(out: Path) -> Any:
-    return json.loads((out / "metrics.json").read_text())
-
-
-def weights(out: Path, fold: str = "split0") -> dict[str, Tensor]:
-    return checkpoint.load(out / fold / "model.safetensors").state
-
-
-def differing(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> set[str]:
-    assert ours.keys() == theirs.keys()
-    return {name for name in ours if not torch.equal(ours[name], theirs[name])}
+    return clip_recipes.runner(recipe, tmp_path, data=f"clive={tree / 'clive'}", clip=tree / "vit.json")
 
 
 # Losses
@@ -389,25 +361,17 @@ def test_ablations_and_shares_of_the_data(run: Run, tree: Path) -> None:
 
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_very_same_weights(
-    run: Run, recipe: ModuleType, tree: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run: Run, recipe: ModuleType, tree: Path, tmp_path: Path
 ) -> None:
     flags = (*TRAIN, "--labels", tree / "clive_all_clip.txt", "--batch", 8, "--save-every", 3, "--log-every", 2)
     whole = run("whole", *flags)
-    step = recipe.Training.step
-
-    def stopping(self: Any, number: int, batch: Any) -> None:
-        if number == 5:
-            raise KeyboardInterrupt
-        step(self, number, batch)
-
-    monkeypatch.setattr(recipe.Training, "step", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        run("out", *flags)
-    monkeypatch.setattr(recipe.Training, "step", step)
+    cut_off(recipe, run, 5, "out", *flags)
     assert not (tmp_path / "out" / "split0" / "model.safetensors").exists()
     with pytest.raises(SystemExit, match=r"holds a run with another configuration .*lr"):
         run("out", *flags, "--lr", 2e-3)
-    out = run("out", *flags)
+    with steps_of(recipe) as taken:
+        out = run("out", *flags)
+    assert taken == [3, 4, 5, 6, 7]
     assert differing(weights(out), weights(whole)) == set()
     assert result(out) == result(whole)
     before = (out / "split0" / "metrics.json").stat().st_mtime_ns
@@ -473,10 +437,7 @@ def test_what_cannot_be_run_is_refused(run: Run, flags: tuple[str, ...], message
 def test_wrong_flags_are_refused(
     recipe: ModuleType, tmp_path: Path, flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        recipe.main([*flags, "--out", str(tmp_path / "out")])
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert message in clip_recipes.refusal(recipe, tmp_path / "out", capsys, flags)
 
 
 def test_the_papers_numbers_are_the_defaults(recipe: ModuleType) -> None:
@@ -512,44 +473,18 @@ def test_the_smoke_size_runs_as_users_run_it(
 
 @pytest.mark.slow
 def test_a_run_killed_by_the_system_ends_with_the_very_same_weights(tree: Path, tmp_path: Path) -> None:
-    start = [
-        *unlabelled_tree.command("train_mp_iqe"),
-        "--data",
-        f"clive={tree / 'clive'}",
-        "--clip-config",
-        tree / "vit.json",
-    ]
-    words = [*map(str, [*start, *TRAIN]), "--epochs", "10", "--workers", "1", "--batch", "4", "--save-every", "3"]
-    whole = unlabelled_tree.shell(*words, "--out", tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr[-3000:]
-    command = [*words, "--out", str(tmp_path / "out")]
-    with subprocess.Popen(
-        command, cwd=unlabelled_tree.ROOT, env=unlabelled_tree.ENVIRONMENT, stderr=subprocess.DEVNULL
-    ) as process:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "out" / "split0" / "state.safetensors").exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        unlabelled_tree.kill(process.pid)
-    assert process.returncode == -9
-    assert not (tmp_path / "out" / "split0" / "model.safetensors").exists(), "it was killed too late to test anything"
-    done = unlabelled_tree.shell(*command)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert " 0/90 " not in done.stderr, "it went on"
-    assert differing(weights(tmp_path / "out"), weights(tmp_path / "whole")) == set()
-    assert done.stdout == whole.stdout
+    flags = ["--data", f"clive={tree / 'clive'}", "--clip-config", tree / "vit.json", *TRAIN, "--epochs", 10]
+    flags += ["--workers", 1, "--batch", 4, "--save-every", 3]
+    clip_recipes.whole_and_killed("train_mp_iqe", tmp_path, flags, steps=90)
+    assert differing(weights(tmp_path / "killed"), weights(tmp_path / "whole")) == set()
 
 
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tree: Path, tmp_path: Path) -> None:
     flags = ["--data", f"clive={tree / 'clive'}", "--clip-config", tree / "vit.json", *TRAIN]
     flags += ["--labels", tree / "clive_all_clip.txt"]
-    for processes in (1, 2):
-        words = [*unlabelled_tree.command("train_mp_iqe", processes), *flags, "--out", tmp_path / str(processes)]
-        done = unlabelled_tree.shell(*words)
-        assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (result(tmp_path / name)["folds"][0] for name in ("1", "2"))
+    outs = [on_processes("train_mp_iqe", processes, tmp_path / str(processes), flags) for processes in (1, 2)]
+    one, two = (result(out)["folds"][0] for out in outs)
     for ours, theirs in zip(one["history"], two["history"], strict=True):
         assert ours == pytest.approx(theirs, abs=1e-4)
     assert one["tests"]["test"]["plcc"] == pytest.approx(two["tests"]["test"]["plcc"], abs=1e-2)

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from attriqa import metrics
+from attriqa.clip_run import CLIPRun, accelerator_of, begin
 from attriqa.crops import GlobalBatches
 from attriqa.exiqa_training import clip_of
 from attriqa.folds import Plan, make_plan
@@ -37,22 +37,20 @@ from attriqa.mp_iqe_crops import Patches, TrainingCrops, stack
 from attriqa.mp_iqe_training import summary
 from attriqa.pretraining import cosine
 from attriqa.protocols import Fold
-from attriqa.recipe import as_dict, claim_folder, opt, parse_config, required, write_json
-from attriqa.training_loop import Loop, Pace, accelerator_of, judge
+from attriqa.recipe import as_dict, opt, parse_config, required, write_json
+from attriqa.training_loop import Loop, Pace, judge, loader
 
 HERE = ("data", "test", "out", "clip", "clip_config", "init", "pairs")  # what only this machine knows
 Net = ClipIQA | ClipIQAPlus
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(CLIPRun):
     """What a run does."""
 
     data: str = required("rated data set in its official layout, NAME=ROOT, as clive=ChallengeDB_release")
     test: tuple[str, ...] | None = opt(None, "other data sets that each split's model is tested on, whole: NAME=ROOT")
     out: Path = opt(Path("runs/clip_iqa_plus"), "where everything goes")
-    clip: str | None = opt(None, "MODEL[:PRETRAINED] of open_clip: a tag or a file; hf-hub:..., local-dir:...")
-    clip_config: Path | None = opt(None, "or an open_clip configuration (JSON), for a model with random weights")
     init: Path | None = opt(None, "or a checkpoint of ExIQA, whose CLIP is the start")
     protocol: Literal["splits", "official", "all"] = opt("splits", "random 80/20; the authors' split; train on all")
     splits: int = opt(10, "random splits, seeded 0, 1, ...; each is a run of its own")
@@ -71,20 +69,11 @@ class Config:
     period: int = opt(300_000, "steps in which the rate falls to zero along a cosine")
     optimizer: Literal["sgd", "adam"] = opt("sgd", "which")
     batch: int = opt(64, "images per step, over all processes")
-    precision: Literal["fp32", "bf16"] = opt("fp32", "of the activations")
-    workers: int = opt(2, "loading processes per process; 0: none")
-    log_every: int = opt(10, "steps between looks at the loss")
-    save_every: int = opt(200, "steps between checkpoints")
-    tracker: str = opt("none", "of Accelerate: tensorboard, wandb, ...")
-    seed: int = opt(0, "of everything random but the splits")
     smoke: bool = opt(False, "a size for tests: 40 images, one split, two epochs")
 
     def __post_init__(self) -> None:
-        if (self.clip, self.clip_config, self.init).count(None) != 2:
-            raise ValueError("--clip, --clip-config, --init: expected one of them")
-        for name in ("epochs", "period", "log_every", "save_every"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
+        super().__post_init__()
+        self.require_counts("epochs", "period")
         if min(self.crop) < 32:
             raise ValueError(f"--crop: expected sides of at least 32 px, got {self.crop[0]} {self.crop[1]}")
         if self.pairs is not None and self.context:
@@ -118,17 +107,14 @@ def build(config: Config) -> Net:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run every fold that has no result yet, then summarise."""
     config = settled(parse_config(Config, argv, __doc__))
-    accelerator = accelerator_of(config.precision, config.tracker, config.out)
+    accelerator = accelerator_of(config)
     try:
         cut: dict[str, Any] = {"protocol": config.protocol, "splits": config.splits, "fraction": config.fraction}
         plan = make_plan(config.data, config.test or (), smoke=config.smoke, **cut)
         build(config)  # a fault of the model is found before hours of work
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
-    if accelerator.is_main_process:
-        claim_folder(config.out, config)
-    accelerator.wait_for_everyone()
-    accelerator.init_trackers("attriqa-clip-iqa", {key: str(value) for key, value in as_dict(config).items()})
+    begin(accelerator, config, "attriqa-clip-iqa")
     torch.set_float32_matmul_precision("high")
     try:
         for fold in plan.folds:
@@ -210,7 +196,7 @@ class Training:
             net.context,
             optimizer,
             losses=("mse",),
-            pace=Pace(steps, per_epoch, config.log_every, config.save_every),
+            pace=Pace(steps, per_epoch, config.log_every, config.save_every, config.batch),
             identity={**as_dict(config), "fold": fold.name},
         )
         share = {"process": accelerator.process_index, "processes": accelerator.num_processes, "seed": config.seed}
@@ -220,15 +206,9 @@ class Training:
 
     def run(self) -> None:
         """All steps that are left."""
-        loader: DataLoader[Patches] = DataLoader(
-            self.images,
-            batch_sampler=self.batches,
-            num_workers=self.config.workers,
-            collate_fn=stack,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator().manual_seed(self.config.seed),  # or else it draws from the global one
-        )
-        self.loop.run(self.step, loader, self.names)
+        workers, seed = self.config.workers, self.config.seed
+        batches = loader(self.images, self.batches, stack, workers=workers, seed=seed)
+        self.loop.run(self.step, batches, self.names)
 
     def names(self, step: int) -> list[str]:
         """The files in the batch of a step."""

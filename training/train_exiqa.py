@@ -15,8 +15,6 @@ A split writes OUT/splitN/model.safetensors, all of them OUT/metrics.json. A kil
 """
 
 import json
-import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,17 +23,17 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from attriqa import metrics
+from attriqa.clip_run import CLIPRun, accelerator_of, begin
 from attriqa.crops import GlobalBatches, central
 from attriqa.dataset_attributes import DATASET_ATTRIBUTES
 from attriqa.distortion_metrics import identification_metrics
-from attriqa.exiqa_examples import Example, Files, HeldOut, Mixtures, loader, photo_tests
+from attriqa.exiqa_examples import Example, Files, HeldOut, Mixtures, photo_tests, stack
 from attriqa.exiqa_sources import Plan, Source, chosen, manifest_plan, photo_plan, rated_plan
 from attriqa.exiqa_training import (
     Identify,
@@ -56,14 +54,14 @@ from attriqa.losses import strength_loss
 from attriqa.models.exiqa import ExIQA, ExIQAConfig
 from attriqa.pretraining import cosine
 from attriqa.protocols import Fold
-from attriqa.recipe import as_dict, atomic_path, claim_folder, opt, parse_config, write_json
-from attriqa.training_state import load_state, save_state
+from attriqa.recipe import as_dict, atomic_path, opt, parse_config, write_json
+from attriqa.training_loop import Loop, Pace, loader
 
 PROMPTS = {"kadid": 100, "tid2013": 100, "csiq": 15, "lvq": 30, "live": 15}  # ExIQA, implementation details
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(CLIPRun):
     """What a run does."""
 
     data: str | None = opt(None, "rated synthetic data set in its official layout, NAME=ROOT, as kadid=kadid10k")
@@ -72,8 +70,6 @@ class Config:
     photo_pattern: tuple[str, ...] = opt(("*",), "photos: which files are learnt from, as globs")
     test_pattern: tuple[str, ...] | None = opt(None, "photos: which files are for the test; none: a share of them")
     out: Path = opt(Path("runs/exiqa"), "where everything goes")
-    clip: str | None = opt(None, "MODEL[:PRETRAINED] of open_clip: a tag or a file; hf-hub:..., local-dir:...")
-    clip_config: Path | None = opt(None, "or an open_clip configuration (JSON), for a model with random weights")
     init: Path | None = opt(None, "or a checkpoint of this recipe, whose towers are the start")
     table: str | None = opt(None, f"TOML of your own distortions, or {', '.join(DATASET_ATTRIBUTES)}; none: see above")
     distortions: tuple[str, ...] | None = opt(None, "keys of those to learn, out of the table; none: all")
@@ -100,24 +96,15 @@ class Config:
     regressor_epochs: int = opt(100, "score: passes")
     regressor_lr: float = opt(1e-3, "score: AdamW's peak rate; falls along a cosine")
     regressor_batch: int = opt(128, "score: images per step")
-    precision: Literal["fp32", "bf16"] = opt("fp32", "of the towers' activations")
-    workers: int = opt(2, "loading processes per process; 0: none")
-    log_every: int = opt(10, "steps between looks at the loss")
-    save_every: int = opt(200, "steps between checkpoints")
     tests: int = opt(5, "times that a split's test is run, evenly over its training; the last is its result")
-    tracker: str = opt("none", "of Accelerate: tensorboard, wandb, ...")
-    seed: int = opt(0, "of everything random but the splits")
     smoke: bool = opt(False, "a size for tests: 24 images, two epochs")
 
     def __post_init__(self) -> None:
         if (self.data, self.manifest, self.photos).count(None) != 2:
             raise ValueError("--data, --manifest, --photos: expected one of them")
-        if (self.clip, self.clip_config, self.init).count(None) != 2:
-            raise ValueError("--clip, --clip-config, --init: expected one of them")
-        counts = "splits passes test_passes single_passes batch log_every save_every tests regressor_epochs"
-        for name in (*counts.split(), "regressor_batch"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
+        super().__post_init__()
+        self.require_counts("splits", "passes", "test_passes", "single_passes", "batch", "tests")
+        self.require_counts("regressor_epochs", "regressor_batch")
         if self.epochs is not None and self.epochs < 0:
             raise ValueError(f"--epochs: expected at least 0, got {self.epochs}")
 
@@ -140,23 +127,13 @@ def settled(config: Config) -> Config:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run every split that has no result yet, then summarise."""
     config = settled(parse_config(Config, argv, __doc__))
-    if config.tracker not in (known := ["none", *map(str, get_available_trackers())]):
-        raise SystemExit(f"--tracker: expected one that is installed ({', '.join(known)}), got {config.tracker}")
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # or else Accelerate takes torchrun's processes for lone ones
-        mixed_precision="bf16" if config.precision == "bf16" else "no",
-        log_with=None if config.tracker == "none" else config.tracker,
-        project_dir=config.out,
-    )
+    accelerator = accelerator_of(config)
     try:
         plan = plan_of(config)
         build(config, plan)  # a fault of the model is found before hours of work
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
-    if accelerator.is_main_process:
-        claim_folder(config.out, config)
-    accelerator.wait_for_everyone()
-    accelerator.init_trackers("attriqa-exiqa", {key: str(value) for key, value in as_dict(config).items()})
+    begin(accelerator, config, "attriqa-exiqa")
     torch.set_float32_matmul_precision("high")
     try:
         for fold in plan.folds:
@@ -209,7 +186,7 @@ def tests_of(config: Config, plan: Plan, fold: Fold, net: ExIQA) -> list[HeldOut
 def predict(config: Config, net: ExIQA, test: HeldOut, accelerator: Accelerator) -> Predicted:
     """Look at the images of a test, shared among the processes; all of them get all."""
     numbers = np.array(test.numbers[accelerator.process_index :: accelerator.num_processes])
-    batches = loader(test.images, central(numbers), config.workers, config.seed)
+    batches = loader(test.images, central(numbers), stack, workers=config.workers, seed=config.seed)
     bar = tqdm(batches, test.name, leave=False, disable=not accelerator.is_local_main_process)
     with accelerator.autocast():
         return Predicted.together(gather_object([identify_all(net, bar, accelerator.device)]))
@@ -222,7 +199,7 @@ def run_fold(config: Config, plan: Plan, fold: Fold, accelerator: Accelerator) -
     except ValueError as error:  # a state of another run, a batch that cannot be filled, a crop that is too small
         raise SystemExit(str(error)) from error
     training.run()
-    history, sizes = training.done["history"], {"n_train": len(fold.train), "n_test": len(fold.test)}
+    history, sizes = training.loop.history, {"n_train": len(fold.train), "n_test": len(fold.test)}
     result: dict[str, Any] = {"fold": fold.name, **sizes, "steps": training.steps, "history": history}
     result["identification"] = history[-1]["tests"]
     if plan.source.mos is not None:
@@ -236,7 +213,7 @@ def run_fold(config: Config, plan: Plan, fold: Fold, accelerator: Accelerator) -
         provenance = {"recipe": "training/train_exiqa.py", "config": settings, **about}
         training.net.save(config.out / fold.name / "model.safetensors", provenance)
         write_json(config.out / fold.name / "metrics.json", result)
-        training.state.unlink(missing_ok=True)
+        training.loop.state.unlink(missing_ok=True)
         training.kept.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
 
@@ -263,33 +240,36 @@ def learn_score(plan: Plan, fold: Fold, training: "Training") -> dict[str, Any]:
 
 
 class Training:
-    """Phase 1 of a split. ``done`` is what a checkpoint keeps beside tensors; the draws are functions of the step."""
+    """Phase 1 of a split; the draws are functions of the step."""
 
     def __init__(self, config: Config, plan: Plan, fold: Fold, accelerator: Accelerator) -> None:
         self.config, self.accelerator = config, accelerator
-        self.name, folder = fold.name, config.out / fold.name
-        self.state, self.kept = folder / "state.safetensors", folder / "probabilities.safetensors"
+        folder = config.out / fold.name
+        self.kept = folder / "probabilities.safetensors"
         self.net = build(config, plan).to(accelerator.device)
         self.tests = tests_of(config, plan, fold, self.net)
-        self.predicted: list[Predicted] = []
+        self.predicted: list[Predicted] = []  # of the last test
         self.source = plan.source.only(fold.train)
         self.images = self.drawn(self.source)
         parts, decay = parts_of(self.net), cast(float, config.weight_decay)
         decays = zip(parts, (decay, decay, 0.0), strict=True)
         optimizer = torch.optim.AdamW([{"params": part, "weight_decay": value} for part, value in decays])
-        self.learnt = nn.ParameterList(parameter for part in parts for parameter in part)  # nothing else changes
-        self.identity = {**as_dict(config), "fold": fold.name, "files": plan.source.digest()}
-        self.done: dict[str, Any] = {"step": 0, "loss_sum": 0.0, "loss_steps": 0, "history": []}
-        if self.state.exists():
-            self.done = load_state(self.state, {"learnt": self.learnt}, optimizer, config=self.identity)
+        learnt = nn.ParameterList(parameter for part in parts for parameter in part)  # nothing else changes
         items = np.arange(len(fold.train) * (1 if plan.source.strengths is not None else config.passes))
-        self.per_epoch = len(items) // config.batch
-        self.steps = cast(int, config.epochs) * self.per_epoch
+        per_epoch = len(items) // config.batch
+        self.steps = cast(int, config.epochs) * per_epoch
+        self.loop = Loop(
+            accelerator,
+            folder,
+            learnt,
+            optimizer,
+            losses=("loss",),
+            pace=Pace(self.steps, per_epoch, config.log_every, config.save_every, config.batch, tests=config.tests),
+            identity={**as_dict(config), "fold": fold.name, "files": plan.source.digest()},
+        )
         share = {"process": accelerator.process_index, "processes": accelerator.num_processes, "seed": config.seed}
-        self.batches = GlobalBatches(items, config.batch, self.steps, first=self.done["step"], **share)
+        self.batches = GlobalBatches(items, config.batch, self.steps, first=self.loop.first, **share)
         self.model, self.optimizer = accelerator.prepare(Identify(self.net), optimizer)
-        self.recent: list[Tensor] = []  # losses, on the device, that nobody has looked at
-        self.clock = time.perf_counter()
 
     def drawn(self, source: Source) -> Files | Mixtures:
         """Images as they are learnt from: changed in geometry alone and, if pristine, by what is to be named."""
@@ -301,25 +281,16 @@ class Training:
 
     def run(self) -> None:
         """All steps that are left."""
-        config, first = self.config, self.done["step"]
-        batches = iter(loader(self.images, self.batches, config.workers, config.seed))
-        quiet = not self.accelerator.is_local_main_process
-        with tqdm(total=self.steps, initial=first, desc=self.name, unit="step", disable=quiet) as bar:
-            for step in range(first, self.steps):
-                self.step(step, next(batches))
-                bar.update()
-                done = step + 1
-                tested = done * config.tests // self.steps > step * config.tests // self.steps and done < self.steps
-                if tested or done == self.steps or done % config.log_every == 0 or done % config.save_every == 0:
-                    self.look(bar)
-                if tested:
-                    self.test()
-                if done % config.save_every == 0 or done == self.steps:
-                    self.save()
-        self.test()
+        workers, seed = self.config.workers, self.config.seed
+        batches = loader(self.images, self.batches, stack, workers=workers, seed=seed)
+        self.loop.run(self.step, batches, self.names, self.test)
 
-    def step(self, step: int, batch: Example) -> None:
-        """One optimizer step."""
+    def names(self, step: int) -> list[str]:
+        """The files in the batch of a step."""
+        return [self.images.path(int(number)).name for number in self.batches.whole(step)[1]]
+
+    def step(self, step: int, batch: Example) -> Tensor:
+        """One optimizer step; its loss."""
         config, accelerator = self.config, self.accelerator
         seed = np.random.SeedSequence([config.seed, step, accelerator.process_index]).generate_state(1, np.uint64)
         torch.manual_seed(int(seed[0]))  # dropout's draws, too, are a function of the step
@@ -332,34 +303,10 @@ class Training:
         self.optimizer.zero_grad()
         accelerator.backward(loss)
         self.optimizer.step()
-        self.recent.append(loss.detach())
-        self.done["step"] = step + 1
+        return loss.detach()[None]
 
-    def look(self, bar: "tqdm[Any]") -> None:
-        """Wait for the losses since the last look: a loss that is not a number ends the run before it is saved."""
-        losses = self.accelerator.reduce(torch.stack(self.recent), "mean").tolist()
-        first = self.done["step"] - len(losses)
-        for step, loss in enumerate(losses, first):
-            if not math.isfinite(loss):
-                self.give_up(step, loss)
-        self.done["loss_sum"] += sum(losses)
-        self.done["loss_steps"] += len(losses)
-        self.recent.clear()
-        since, self.clock = self.clock, time.perf_counter()
-        speed, rate = len(losses) * self.config.batch / (self.clock - since), self.optimizer.param_groups[0]["lr"]
-        self.accelerator.log({"loss": losses[-1], "lr": rate, "images_per_second": speed}, step=self.done["step"])
-        bar.set_postfix(loss=f"{losses[-1]:.4f}", images_per_s=f"{speed:.1f}")
-
-    def give_up(self, step: int, loss: float) -> None:
-        """Say which images were in the batch of a loss that is not a number, and stop."""
-        path, (epoch, numbers) = self.state.with_name("bad_batch.json"), self.batches.whole(step)
-        files = [self.images.path(int(number)).name for number in numbers]
-        if self.accelerator.is_main_process:
-            write_json(path, {"step": step, "epoch": epoch, "loss": str(loss), "files": files})
-        raise SystemExit(f"the loss is {loss} at step {step}; {path} names its images. The last checkpoint is whole")
-
-    def test(self) -> None:
-        """Add a line to the history."""
+    def test(self, steps: int) -> dict[str, Any]:
+        """What the net says of its tests after so many steps, beside the truth."""
         self.predicted = [predict(self.config, self.net, test, self.accelerator) for test in self.tests]
         found: dict[str, dict[str, float]] = {}
         for test, (_, strengths, _, true) in zip(self.tests, self.predicted, strict=True):
@@ -368,20 +315,9 @@ class Training:
                 found[test.name] |= identification_metrics(strengths, true, test.constant, self.source.levels)
             if ((true > 0).sum(1) == 1).all():
                 found[test.name] |= top1_by_level(strengths, true)
-        loss = self.done["loss_sum"] / max(1, self.done["loss_steps"])
-        row = {"step": self.done["step"], "epoch": self.done["step"] / self.per_epoch, "loss": loss, "tests": found}
-        self.done["history"].append(row)
-        self.done["loss_sum"], self.done["loss_steps"] = 0.0, 0
         flat = {f"{name}/{key}": value for name, numbers in found.items() for key, value in numbers.items()}
-        self.accelerator.log(flat, step=self.done["step"])
-        self.clock = time.perf_counter()
-
-    def save(self) -> None:
-        """The checkpoint that a killed run goes on from."""
-        if self.accelerator.is_main_process:
-            counters = {**self.done, "config": self.identity}
-            save_state(self.state, {"learnt": self.learnt}, self.optimizer.optimizer, counters)
-        self.accelerator.wait_for_everyone()
+        self.accelerator.log(flat, step=steps)
+        return {"tests": found}
 
 
 def summarise(config: Config, plan: Plan) -> None:

@@ -22,8 +22,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
+from attriqa.clip_run import CLIPRun, accelerator_of, begin
 from attriqa.exiqa_training import clip_of
 from attriqa.folds import make_plan
 from attriqa.images import ImageError
@@ -44,15 +44,15 @@ from attriqa.models.liqe import LIQE, LIQEConfig, Told
 from attriqa.mp_iqe_crops import Patches, stack
 from attriqa.mp_iqe_training import summary
 from attriqa.pretraining import gather_rows
-from attriqa.recipe import as_dict, claim_folder, opt, parse_config, required, write_json
-from attriqa.training_loop import Loop, Pace, accelerator_of, judge
+from attriqa.recipe import as_dict, opt, parse_config, required, write_json
+from attriqa.training_loop import Loop, Pace, judge, loader
 
 SMALL_BATCH = ("live", "csiq", "bid", "clive")  # 4 images of a batch are of each, 16 of others (LIQE's code)
 HERE = ("data", "labels", "test", "out", "clip", "clip_config", "init")  # what only this machine knows
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(CLIPRun):
     """What a run does."""
 
     data: tuple[str, ...] = required(
@@ -61,8 +61,6 @@ class Config:
     labels: tuple[str, ...] | None = opt(None, "LIQE's annotation files (*_clip.txt), NAME=FILE; several for a set")
     test: tuple[str, ...] | None = opt(None, "other data sets that each split's model is tested on, whole: NAME=ROOT")
     out: Path = opt(Path("runs/liqe"), "where everything goes")
-    clip: str | None = opt(None, "MODEL[:PRETRAINED] of open_clip: a tag or a file; hf-hub:..., local-dir:...")
-    clip_config: Path | None = opt(None, "or an open_clip configuration (JSON), for a model with random weights")
     init: Path | None = opt(None, "or a checkpoint of ExIQA or LIQE, whose CLIP is the start")
     protocol: Literal["splits", "official", "all"] = opt("splits", "random 80/20; the authors' split; train on all")
     splits: int = opt(10, "random splits, seeded 0, 1, ...; each is a run of its own")
@@ -85,25 +83,16 @@ class Config:
     half_period: int = opt(5, "epochs in which the rate falls to zero along a cosine; it then rises again")
     weight_decay: float = opt(1e-3, "AdamW's")
     batch: int | None = opt(None, "images of each data set in a step; none: 4 of LIVE, CSIQ, BID, CLIVE, 16 of others")
-    precision: Literal["fp32", "bf16"] = opt("fp32", "of the activations")
-    workers: int = opt(2, "loading processes per process; 0: none")
-    log_every: int = opt(10, "steps between looks at the loss")
-    save_every: int = opt(200, "steps between checkpoints")
-    tracker: str = opt("none", "of Accelerate: tensorboard, wandb, ...")
-    seed: int = opt(0, "of everything random but the splits")
     smoke: bool = opt(False, "a size for tests: 40 images of each set, one split, two epochs of three steps")
 
     def __post_init__(self) -> None:
-        if (self.clip, self.clip_config, self.init).count(None) != 2:
-            raise ValueError("--clip, --clip-config, --init: expected one of them")
+        super().__post_init__()
         if len(set(self.names())) < len(self.data):
             raise ValueError(f"--data: expected each NAME once, got {' '.join(self.data)}")
         for spec in self.labels or ():
             if spec.partition("=")[0] not in self.names() or not spec.partition("=")[2]:
                 raise ValueError(f"--labels: expected NAME=FILE with a NAME of --data, got {spec}")
-        for name in ("train_crops", "epochs", "steps_per_epoch", "half_period", "log_every", "save_every"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
+        self.require_counts("train_crops", "epochs", "steps_per_epoch", "half_period")
         if not self.temperature > 0:
             raise ValueError(f"--temperature: expected a number above 0, got {self.temperature}")
 
@@ -148,7 +137,7 @@ def build(config: Config) -> LIQE:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run every fold that has no result yet, then summarise."""
     config = settled(parse_config(Config, argv, __doc__))
-    accelerator = accelerator_of(config.precision, config.tracker, config.out)
+    accelerator = accelerator_of(config)
     try:
         cut: dict[str, Any] = {"protocol": config.protocol, "splits": config.splits, "fraction": config.fraction}
         plans = [make_plan(spec, config.test or (), smoke=config.smoke, **cut) for spec in config.data]
@@ -156,10 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         build(config)  # a fault of the model is found before hours of work
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
-    if accelerator.is_main_process:
-        claim_folder(config.out, config)
-    accelerator.wait_for_everyone()
-    accelerator.init_trackers("attriqa-liqe", {key: str(value) for key, value in as_dict(config).items()})
+    begin(accelerator, config, "attriqa-liqe")
     torch.set_float32_matmul_precision("high")
     folds = [fold.name for fold in plans[0].folds]
     try:
@@ -251,7 +237,7 @@ class Training:
             learnt,
             optimizer,
             losses=("total", *TASKS),
-            pace=Pace(steps, config.steps_per_epoch, config.log_every, config.save_every),
+            pace=Pace(steps, config.steps_per_epoch, config.log_every, config.save_every, sum(config.sizes())),
             identity={**as_dict(config), "fold": folder.name, "images": sets.digest()},
         )
         share = {"process": accelerator.process_index, "processes": accelerator.num_processes, "seed": config.seed}
@@ -260,15 +246,13 @@ class Training:
 
     def run(self) -> None:
         """All steps that are left."""
-        loader: DataLoader[Patches] = DataLoader(
-            self.images,
-            batch_sampler=self.batches,
-            num_workers=self.config.workers,
-            collate_fn=stack,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator().manual_seed(self.config.seed),  # or else it draws from the global one
-        )
-        self.loop.run(self.step, loader, lambda step: [self.images.paths[row].name for row in self.batches.whole(step)])
+        workers, seed = self.config.workers, self.config.seed
+        batches = loader(self.images, self.batches, stack, workers=workers, seed=seed)
+        self.loop.run(self.step, batches, self.names)
+
+    def names(self, step: int) -> list[str]:
+        """The files in the batch of a step."""
+        return [self.images.paths[row].name for row in self.batches.whole(step)]
 
     def step(self, step: int, batch: Patches) -> Tensor:
         """One optimizer step; its losses."""

@@ -15,8 +15,6 @@ on with the same command.
 """
 
 import json
-import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,12 +23,11 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from attriqa.clip_run import CLIPRun, accelerator_of, begin
 from attriqa.crops import GlobalBatches
 from attriqa.exiqa_training import clip_of
 from attriqa.folds import Plan, make_plan
@@ -41,24 +38,22 @@ from attriqa.mp_iqe_labels import DISTORTIONS, SCENES
 from attriqa.mp_iqe_training import Losses, Predicted, Targets, losses, report, started, summary, targets_of, tell_all
 from attriqa.pretraining import cosine
 from attriqa.protocols import Fold
-from attriqa.recipe import as_dict, claim_folder, opt, parse_config, required, write_json
-from attriqa.training_state import load_state, save_state
+from attriqa.recipe import as_dict, opt, parse_config, required, write_json
+from attriqa.training_loop import Loop, Pace, loader
 
 CLASSES = {"mp-iqe": tuple(DISTORTIONS.values()), "kadid": KADID_NAMES, "none": ()}
 SMALL_BATCH = ("live", "csiq", "bid")  # 32 crops, others 64 (MP-IQE, implementation details)
 LOW_SCORE_WEIGHT = ("live", "csiq")  # lambda 2 of 0.1, others 0.5 (likewise)
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(CLIPRun):
     """What a run does."""
 
     data: str = required("rated data set in its official layout, NAME=ROOT, as clive=ChallengeDB_release")
     labels: tuple[Path, ...] | None = opt(None, "LIQE's annotation files (*_clip.txt) of its images; none: no scenes")
     test: tuple[str, ...] | None = opt(None, "other data sets that each split's model is tested on, whole: NAME=ROOT")
     out: Path = opt(Path("runs/mp_iqe"), "where everything goes")
-    clip: str | None = opt(None, "MODEL[:PRETRAINED] of open_clip: a tag or a file; hf-hub:..., local-dir:...")
-    clip_config: Path | None = opt(None, "or an open_clip configuration (JSON), for a model with random weights")
     init: Path | None = opt(None, "or a checkpoint of ExIQA, for its CLIP, or of MP-IQE, to go on from")
     protocol: Literal["splits", "official", "all"] = opt("splits", "random 80/20; the authors' split; train on all")
     splits: int = opt(10, "random splits, seeded 0, 1, ...; each is a run of its own")
@@ -86,20 +81,11 @@ class Config:
     lr: float = opt(3e-5, "Adam's peak rate")
     weight_decay: float = opt(0.0, "Adam's")
     batch: int | None = opt(None, "crops per step, over all processes; none: 32 for LIVE, CSIQ and BID, 64 for others")
-    precision: Literal["fp32", "bf16"] = opt("fp32", "of the activations")
-    workers: int = opt(2, "loading processes per process; 0: none")
-    log_every: int = opt(10, "steps between looks at the loss")
-    save_every: int = opt(200, "steps between checkpoints")
-    tracker: str = opt("none", "of Accelerate: tensorboard, wandb, ...")
-    seed: int = opt(0, "of everything random but the splits")
     smoke: bool = opt(False, "a size for tests: 40 images, one split, two epochs")
 
     def __post_init__(self) -> None:
-        if (self.clip, self.clip_config, self.init).count(None) != 2:
-            raise ValueError("--clip, --clip-config, --init: expected one of them")
-        for name in ("epochs", "log_every", "save_every"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
+        super().__post_init__()
+        self.require_counts("epochs")
         if not 0 <= self.warmup < self.epochs:
             raise ValueError(
                 f"--warmup: expected 0 to {self.epochs - 1} of the {self.epochs} epochs, got {self.warmup}"
@@ -151,14 +137,7 @@ def build(config: Config) -> MPIQE:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run every fold that has no result yet, then summarise."""
     config = settled(parse_config(Config, argv, __doc__))
-    if config.tracker not in (known := ["none", *map(str, get_available_trackers())]):
-        raise SystemExit(f"--tracker: expected one that is installed ({', '.join(known)}), got {config.tracker}")
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # or else Accelerate takes torchrun's processes for lone ones
-        mixed_precision="bf16" if config.precision == "bf16" else "no",
-        log_with=None if config.tracker == "none" else config.tracker,
-        project_dir=config.out,
-    )
+    accelerator = accelerator_of(config)
     try:
         cut: dict[str, Any] = {"protocol": config.protocol, "splits": config.splits, "fraction": config.fraction}
         plan = make_plan(config.data, config.test or (), smoke=config.smoke, **cut)
@@ -166,10 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         build(config)  # a fault of the model is found before hours of work
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
-    if accelerator.is_main_process:
-        claim_folder(config.out, config)
-    accelerator.wait_for_everyone()
-    accelerator.init_trackers("attriqa-mp-iqe", {key: str(value) for key, value in as_dict(config).items()})
+    begin(accelerator, config, "attriqa-mp-iqe")
     torch.set_float32_matmul_precision("high")
     try:
         for fold in plan.folds:
@@ -194,9 +170,8 @@ def run_fold(config: Config, plan: Plan, targets: Targets, fold: Fold, accelerat
     except ValueError as error:  # one score for all images: nothing was learnt
         raise SystemExit(f"{fold.name}: {error}") from error
     if accelerator.is_main_process:
-        history = training.done["history"]
         learnt = {"n_train": len(fold.train), "labelled": training.targets.labelled(), "steps": training.steps}
-        result = {"fold": fold.name, **learnt, "history": history, "tests": tests}
+        result = {"fold": fold.name, **learnt, "history": training.loop.history, "tests": tests}
         here = ("data", "labels", "test", "out", "clip", "clip_config", "init")  # what only this machine knows
         settings = {key: value for key, value in as_dict(config).items() if key not in here}
         files = [path.name for path in plan.train_paths(fold)]
@@ -204,7 +179,7 @@ def run_fold(config: Config, plan: Plan, targets: Targets, fold: Fold, accelerat
         provenance = {"recipe": "training/train_mp_iqe.py", "config": settings, **about}
         training.net.save(config.out / fold.name / "model.safetensors", provenance)
         write_json(config.out / fold.name / "metrics.json", result)
-        training.state.unlink(missing_ok=True)
+        training.loop.state.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
 
 
@@ -228,26 +203,11 @@ def predict(config: Config, net: MPIQE, name: str, paths: list[Path], accelerato
     look: dict[str, Any] = {"shorter_edge": config.shorter_edge, "seed": net.config.crop_seed}
     images = JudgedCrops(paths, net.preprocess.size, config.crops, **look)
     mine = list(range(len(paths)))[accelerator.process_index :: accelerator.num_processes]
-    bar = tqdm(
-        loader(images, [mine[i : i + 4] for i in range(0, len(mine), 4)], config),
-        f"test, {name}",
-        leave=False,
-        disable=not accelerator.is_local_main_process,
-    )
+    fours = [mine[i : i + 4] for i in range(0, len(mine), 4)]
+    batches = loader(images, fours, stack, workers=config.workers, seed=config.seed)
+    bar = tqdm(batches, f"test, {name}", leave=False, disable=not accelerator.is_local_main_process)
     with accelerator.autocast():
         return Predicted.together(gather_object([tell_all(net, bar, accelerator.device)]))
-
-
-def loader(images: Any, batches: Any, config: Config) -> "DataLoader[Patches]":
-    """Batches of crops; ``batches`` lists the items of each."""
-    return DataLoader(
-        images,
-        batch_sampler=batches,
-        num_workers=config.workers,
-        collate_fn=stack,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator().manual_seed(config.seed),  # or else it draws from the global one
-    )
 
 
 class Read(nn.Module):
@@ -263,54 +223,46 @@ class Read(nn.Module):
 
 
 class Training:
-    """One fold. ``done`` is what a checkpoint keeps beside tensors; all draws are functions of the step."""
+    """One fold; all draws are functions of the step."""
 
     def __init__(self, config: Config, plan: Plan, targets: Targets, fold: Fold, accelerator: Accelerator) -> None:
-        self.config, self.accelerator, self.name = config, accelerator, fold.name
-        self.state = config.out / fold.name / "state.safetensors"
+        self.config, self.accelerator = config, accelerator
         self.net = build(config).to(accelerator.device)
         self.targets = targets.rows(fold.train)
         crop, batch = self.net.preprocess.size, cast(int, config.batch)
         look: dict[str, Any] = {"shorter_edge": config.shorter_edge, "seed": config.seed}
         self.images = TrainingCrops(plan.train_paths(fold), crop, **look)
-        self.learnt = nn.ParameterList(p for p in self.net.parameters() if p.requires_grad)
-        optimizer = torch.optim.Adam(self.learnt, lr=config.lr, weight_decay=config.weight_decay)
-        self.identity = {**as_dict(config), "fold": fold.name, "targets": self.targets.digest()}
-        self.done: dict[str, Any] = {"step": 0, "sums": [0.0] * len(Losses._fields), "history": []}
-        if self.state.exists():
-            self.done = load_state(self.state, {"learnt": self.learnt}, optimizer, config=self.identity)
+        learnt = nn.ParameterList(p for p in self.net.parameters() if p.requires_grad)
+        optimizer = torch.optim.Adam(learnt, lr=config.lr, weight_decay=config.weight_decay)
         items = np.arange(len(fold.train) * config.crops)
-        self.per_epoch = len(items) // batch
-        self.steps = config.epochs * self.per_epoch
+        per_epoch = len(items) // batch
+        self.steps = config.epochs * per_epoch
+        self.loop = Loop(
+            accelerator,
+            config.out / fold.name,
+            learnt,
+            optimizer,
+            losses=Losses._fields,
+            pace=Pace(self.steps, per_epoch, config.log_every, config.save_every, batch, unit="crops"),
+            identity={**as_dict(config), "fold": fold.name, "targets": self.targets.digest()},
+        )
         share = {"process": accelerator.process_index, "processes": accelerator.num_processes, "seed": config.seed}
-        self.batches = GlobalBatches(items, batch, self.steps, first=self.done["step"], **share)
+        self.batches = GlobalBatches(items, batch, self.steps, first=self.loop.first, **share)
         self.model, self.optimizer = accelerator.prepare(Read(self.net), optimizer)
-        self.recent: list[Tensor] = []  # losses, on the device, that nobody has looked at
-        self.clock = time.perf_counter()
 
     def run(self) -> None:
         """All steps that are left."""
-        config, first = self.config, self.done["step"]
-        batches = iter(loader(self.images, self.batches, config))
-        quiet = not self.accelerator.is_local_main_process
-        with tqdm(total=self.steps, initial=first, desc=self.name, unit="step", disable=quiet) as bar:
-            for step in range(first, self.steps):
-                self.step(step, next(batches))
-                bar.update()
-                done = step + 1
-                saved, ended = done % config.save_every == 0 or done == self.steps, done % self.per_epoch == 0
-                if saved or ended or done % config.log_every == 0:
-                    self.look(bar)
-                if ended:
-                    means = [total / self.per_epoch for total in self.done["sums"]]
-                    row = dict(zip(Losses._fields, means, strict=True))
-                    self.done["history"].append({"epoch": done // self.per_epoch, **row})
-                    self.done["sums"] = [0.0] * len(Losses._fields)
-                if saved:
-                    self.save()
+        workers, seed = self.config.workers, self.config.seed
+        batches = loader(self.images, self.batches, stack, workers=workers, seed=seed)
+        self.loop.run(self.step, batches, self.names)
 
-    def step(self, step: int, batch: Patches) -> None:
-        """One optimizer step."""
+    def names(self, step: int) -> list[str]:
+        """The files in the batch of a step."""
+        paths = self.images.paths
+        return [paths[item % len(paths)].name for item in self.batches.whole(step)[1]]
+
+    def step(self, step: int, batch: Patches) -> Tensor:
+        """One optimizer step; its losses."""
         config, device = self.config, self.accelerator.device
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * cosine(step / self.steps, config.warmup / config.epochs)
@@ -326,39 +278,7 @@ class Training:
         self.optimizer.zero_grad()
         self.accelerator.backward(found.total)
         self.optimizer.step()
-        self.recent.append(torch.stack(found).detach())
-        self.done["step"] = step + 1
-
-    def look(self, bar: "tqdm[Any]") -> None:
-        """Wait for the losses since the last look: one that is not a number ends the run before it is saved."""
-        rows = self.accelerator.reduce(torch.stack(self.recent), "mean").tolist()
-        first = self.done["step"] - len(rows)
-        for step, row in enumerate(rows, first):
-            if not math.isfinite(row[0]):
-                self.give_up(step, row[0])
-            self.done["sums"] = [total + value for total, value in zip(self.done["sums"], row, strict=True)]
-        self.recent.clear()
-        since, self.clock = self.clock, time.perf_counter()
-        speed = len(rows) * cast(int, self.config.batch) / (self.clock - since)
-        now = dict(zip(Losses._fields, rows[-1], strict=True))
-        rate = self.optimizer.param_groups[0]["lr"]
-        self.accelerator.log({**now, "lr": rate, "crops_per_second": speed}, step=self.done["step"])
-        bar.set_postfix(loss=f"{now['total']:.4f}", crops_per_s=f"{speed:.1f}")
-
-    def give_up(self, step: int, loss: float) -> None:
-        """Say which images were in the batch of a loss that is not a number, and stop."""
-        path, (epoch, numbers) = self.state.with_name("bad_batch.json"), self.batches.whole(step)
-        files = [self.images.paths[int(number) % len(self.images.paths)].name for number in numbers]
-        if self.accelerator.is_main_process:
-            write_json(path, {"step": step, "epoch": epoch, "loss": str(loss), "files": files})
-        raise SystemExit(f"the loss is {loss} at step {step}; {path} names its images. The last checkpoint is whole")
-
-    def save(self) -> None:
-        """The checkpoint that a killed run goes on from."""
-        if self.accelerator.is_main_process:
-            counters = {**self.done, "config": self.identity}
-            save_state(self.state, {"learnt": self.learnt}, self.optimizer.optimizer, counters)
-        self.accelerator.wait_for_everyone()
+        return torch.stack(found).detach()
 
 
 def summarise(config: Config, plan: Plan, targets: Targets) -> None:

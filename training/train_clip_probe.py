@@ -1,0 +1,118 @@
+"""Probe a frozen CLIP: ridge regression of opinion scores on its image features, what any model on it has to beat.
+
+    python training/train_clip_probe.py --clip ViT-B-16:openai --data koniq=koniq-10k --out runs/clip_probe
+    python training/train_clip_probe.py --init runs/exiqa/split0/model.safetensors --data clive=ChallengeDB_release
+
+An image's features are the mean of its crops' image embeddings, before they are brought to length one; the crops are
+those that MP-IQE tests on. The penalty is chosen by leaving one training image out at a time. The features are computed
+once, for all splits. OUT/metrics.json holds every number that is printed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from attriqa import metrics, ridge
+from attriqa.exiqa_training import clip_of
+from attriqa.folds import make_plan
+from attriqa.images import ImageError
+from attriqa.models import exiqa
+from attriqa.models.clip import CLIPTowers
+from attriqa.mp_iqe_crops import JudgedCrops, stack
+from attriqa.mp_iqe_training import summary
+from attriqa.recipe import claim_folder, opt, parse_config, required, write_json
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a run does."""
+
+    data: str = required("rated data set in its official layout, NAME=ROOT, as clive=ChallengeDB_release")
+    test: tuple[str, ...] | None = opt(None, "other data sets that each split's fit is tested on, whole: NAME=ROOT")
+    out: Path = opt(Path("runs/clip_probe"), "where everything goes")
+    clip: str | None = opt(None, "MODEL[:PRETRAINED] of open_clip: a tag or a file; hf-hub:..., local-dir:...")
+    clip_config: Path | None = opt(None, "or an open_clip configuration (JSON), for a model with random weights")
+    init: Path | None = opt(None, "or a checkpoint of ExIQA, for its CLIP")
+    protocol: Literal["splits", "official"] = opt("splits", "random 80/20; the authors' split")
+    splits: int = opt(10, "random splits, seeded 0, 1, ...")
+    fraction: float = opt(1.0, "share of each training side that is used, in (0, 1]")
+    crops: int = opt(8, "of each image")
+    shorter_edge: int | None = opt(None, "px that images are resized to before they are cropped; none: their own size")
+    workers: int = opt(2, "loading processes; 0: none")
+    seed: int = opt(0, "of the crops and of random weights")
+    smoke: bool = opt(False, "a size for tests: 40 images, one split")
+
+    def __post_init__(self) -> None:
+        if (self.clip, self.clip_config, self.init).count(None) != 2:
+            raise ValueError("--clip, --clip-config, --init: expected one of them")
+        if self.crops < 1:
+            raise ValueError(f"--crops: expected at least 1, got {self.crops}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compute the features, fit and test every split."""
+    config = parse_config(Config, argv, __doc__)
+    if config.smoke:
+        config = replace(config, splits=1, crops=2, workers=0)
+    try:
+        cut: dict[str, Any] = {"protocol": config.protocol, "splits": config.splits, "fraction": config.fraction}
+        plan = make_plan(config.data, config.test or (), smoke=config.smoke, **cut)
+        towers = towers_of(config)
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from error
+    claim_folder(config.out, config)
+    sets = {source.name: [row.path for row in source.rows] for source in (plan.dataset, *plan.strangers)}
+    opinions = {source.name: np.array([row.mos for row in source.rows]) for source in (plan.dataset, *plan.strangers)}
+    try:
+        features = {name: embed(config, towers, name, paths) for name, paths in sets.items()}
+    except ImageError as error:
+        raise SystemExit(str(error)) from error
+    own, mos = features[plan.dataset.name], opinions[plan.dataset.name]
+    results = []
+    for fold in plan.folds:
+        probe = ridge.fit(own[fold.train], mos[fold.train])
+        tests = {"test": report(probe, own[fold.test], mos[fold.test])}
+        for other in plan.strangers:
+            tests[other.name] = report(probe, features[other.name], opinions[other.name])
+        results.append({"fold": fold.name, "n_train": len(fold.train), "penalty": probe.penalty, "tests": tests})
+    medians, lines = summary(results)
+    print("\n".join([f"{plan.protocol}; {own.shape[1]} features, mean of {config.crops} crops", *lines]))
+    write_json(config.out / "metrics.json", {"protocol": plan.protocol, **medians, "folds": results})
+
+
+def towers_of(config: Config) -> CLIPTowers:
+    """The CLIP that is probed."""
+    if config.init is not None:
+        return exiqa.load(config.init).towers
+    return clip_of(config.clip or str(config.clip_config), seed=config.seed)
+
+
+@torch.no_grad()
+def embed(config: Config, towers: CLIPTowers, name: str, paths: Sequence[Path]) -> NDArray[np.float64]:
+    """Features of image files, (N, D)."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    visual, size = towers.model.visual.to(device).eval(), towers.preprocess.size
+    images = JudgedCrops(paths, size, config.crops, shorter_edge=config.shorter_edge, seed=config.seed)
+    generator = torch.Generator().manual_seed(config.seed)  # or else the loader draws from the global one
+    loader = DataLoader(images, 4, num_workers=config.workers, collate_fn=stack, generator=generator)
+    found = []
+    for batch in tqdm(loader, f"features of {name}", leave=False):
+        embedded = visual(towers.preprocess.normalize(batch.pixels(device))).float()
+        found.append(embedded.unflatten(0, (-1, config.crops)).mean(1).cpu())
+    return torch.cat(found).double().numpy()
+
+
+def report(probe: ridge.Ridge, features: NDArray[np.float64], mos: NDArray[np.float64]) -> dict[str, float]:
+    """How well a fit predicts."""
+    return metrics.report(probe(features).tolist(), mos.tolist(), seed=0, resamples=1000)
+
+
+if __name__ == "__main__":
+    main()
