@@ -12,29 +12,32 @@ out. Exit status: 0; 1 if an image could not be read (all of them are named) or 
 interrupted.
 """
 
+import math
 import os
 import re
 import sys
 import time
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import attriqa
 from attriqa import images
+from attriqa.assessment import Assessment
 from attriqa.comparison import Generator
 from attriqa.comparison_page import write_comparison_page
 from attriqa.comparison_report import compare, comparison_text
 from attriqa.datasets import read_agiqa
 from attriqa.image_prompts import match_images, prompts_by_name, read_image_prompts
-from attriqa.pair_files import is_blank
+from attriqa.pictures import are_blank
 from attriqa.recipe import as_dict, opt, parse_config, write_json
 from attriqa.tables import ScoreRow, ScoreTable, path_text
 
@@ -100,9 +103,21 @@ class Scored(NamedTuple):
     left_out: dict[str, str]
 
 
-def make_scorer(config: Config) -> "attriqa.QualityReward":
+class Judge(attriqa.QualityReward):
+    """Scores as `attriqa.QualityReward` does, but an all-black image as minus infinity, which no other gets.
+
+    So black images are found where they are decoded anyway, and no file is read twice to be scored.
+    """
+
+    def assess(self, images: Tensor, *, generator: torch.Generator | None = None) -> Assessment:
+        """Arguments and errors as those of `attriqa.QualityReward.assess`."""
+        found = super().assess(images, generator=generator)
+        return found._replace(score=found.score.masked_fill(are_blank(images), -math.inf))
+
+
+def make_scorer(config: Config) -> attriqa.QualityReward:
     """The model that judges."""
-    return attriqa.QualityReward(config.model, view=config.view, device=config.device)
+    return Judge(config.model, view=config.view, device=config.device)
 
 
 def source(name: str, paths: Sequence[Path], prompts: Sequence[str], opinions: list[float] | None = None) -> Source:
@@ -192,7 +207,7 @@ def folder_sources(config: Config) -> tuple[list[Source], list[str]]:
     return found, [f"{config.prompts}: {unused:,} of its images are in no folder"] if unused else []
 
 
-def score(config: Config, scorer: "attriqa.QualityReward", entry: Source) -> Scored:
+def score(config: Config, scorer: attriqa.QualityReward, entry: Source) -> Scored:
     """Score a generator's images that OUT/scores/NAME.csv lacks, and tell those that have no score."""
     with open_table(config, scorer, entry) as table:
         black = {key for key, reason in table.errors.items() if reason == BLACK}
@@ -213,7 +228,7 @@ def score(config: Config, scorer: "attriqa.QualityReward", entry: Source) -> Sco
     return Scored(Generator(entry.name, list(map(str, chosen.paths)), chosen.prompts, values, opinions), left_out)
 
 
-def open_table(config: Config, scorer: "attriqa.QualityReward", entry: Source) -> ScoreTable:
+def open_table(config: Config, scorer: attriqa.QualityReward, entry: Source) -> ScoreTable:
     """The table of a generator's scores, without those of files that have changed since."""
     path = config.out / "scores" / f"{entry.name}.csv"
     written = modified(path)
@@ -249,37 +264,21 @@ def modified(file: Path) -> float:
 
 
 def score_rest(
-    config: Config, scorer: "attriqa.QualityReward", table: ScoreTable, todo: Sequence[tuple[str, Path]]
+    config: Config, scorer: attriqa.QualityReward, table: ScoreTable, todo: Sequence[tuple[str, Path]]
 ) -> None:
-    """Score files into the table, looking beside it, on threads, for images that are all black."""
-    with ThreadPoolExecutor(config.threads or min(8, os.cpu_count() or 1)) as pool:
-        checks: deque[Future[bool]] = deque()
-
-        def checked() -> Iterator[Path]:
-            for _, file in todo:
-                checks.append(pool.submit(is_blank, file))
-                yield file
-
-        results = scorer.score_files(checked(), threads=config.threads)
-        try:
-            bar = tqdm(
-                zip(todo, results, strict=True), total=len(todo), desc=table.path.stem, unit="image", disable=None
-            )
-            for (key, _), result in bar:
-                check = checks.popleft()
-                values = (*(result.attributes or ()), *(result.distortions or ()))
-                if result.error is not None or result.score is None:
-                    reason = result.error or "the model gave no score"
-                elif check.exception() is not None or not np.isfinite([result.score, *values]).all():
-                    reason = str(check.exception() or "the model gave no finite score")
-                elif check.result():
-                    reason = BLACK
-                else:
-                    table.add(ScoreRow(key, result.score, result.attributes or (), result.distortions or ()))
-                    continue
-                table.add_error(key, reason)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    """Score files into the table, and note those that have no score."""
+    results = scorer.score_files((file for _, file in todo), threads=config.threads)
+    bar = tqdm(zip(todo, results, strict=True), total=len(todo), desc=table.path.stem, unit="image", disable=None)
+    for (key, _), result in bar:
+        values = (*(result.attributes or ()), *(result.distortions or ()))
+        if result.error is not None or result.score is None:
+            table.add_error(key, result.error or "the model gave no score")
+        elif result.score == -math.inf:
+            table.add_error(key, BLACK)
+        elif not np.isfinite([result.score, *values]).all():
+            table.add_error(key, "the model gave no finite score")
+        else:
+            table.add(ScoreRow(key, result.score, result.attributes or (), result.distortions or ()))
 
 
 def notes_on(scored: Sequence[Scored]) -> list[str]:

@@ -6,13 +6,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from PIL import Image
+
+from attriqa import QualityReward, images
 
 if TYPE_CHECKING:
     from tests import agiqa_tree, small_net
@@ -44,6 +46,21 @@ def run(recipe: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     def run(*flags: object, scorer: FakeScorer | None = None, smallest: bool = True) -> int:
         monkeypatch.setattr(recipe, "make_scorer", lambda config: scorer or FakeScorer(distortions=True))
         words = ["--out", tmp_path / "out", *flags, *(["--resamples", 100] if smallest else [])]
+        status: int = recipe.main([str(word) for word in words])
+        return status
+
+    return run
+
+
+@pytest.fixture
+def judged(recipe: ModuleType, tmp_path: Path) -> Run:
+    """``judged(*flags)``: as ``run``, with a real model, ``tmp_path/small.safetensors``."""
+
+    def run(*flags: object) -> int:
+        weights = tmp_path / "small.safetensors"
+        if not weights.exists():
+            small_net.save(weights)
+        words = ["--out", tmp_path / "out", "--model", weights, "--resamples", 100, *flags]
         status: int = recipe.main([str(word) for word in words])
         return status
 
@@ -168,11 +185,10 @@ def test_smoke_takes_prompts_that_all_have(run: Run, tmp_path: Path) -> None:
 
 
 def test_black_images_are_flagged_and_in_no_mean(
-    run: Run, tmp_path: Path, folders: tuple[str, str], capsys: pytest.CaptureFixture[str]
+    judged: Run, tmp_path: Path, folders: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("RGB", (40, 32), (1, 2, 0)).save(tmp_path / "a" / "p0.png")
-    scorer = FakeScorer(distortions=True)
-    assert run("--generator", *folders, scorer=scorer) == 0
+    assert judged("--generator", *folders) == 0
     found = result_of(tmp_path)
     note = "A: 1 of 6 images left out: all black, as safety checkers leave them"
     assert found["notes"][0] == note
@@ -180,12 +196,46 @@ def test_black_images_are_flagged_and_in_no_mean(
     assert note in (tmp_path / "out" / "page.html").read_text(encoding="utf-8")
     assert list(found["left_out"]["A"]) == [str(tmp_path / "a" / "p0.png")]
     assert found["generators"]["A"]["images"] == 5
-    assert found["generators"]["A"]["summary"]["score"]["mean"] == pytest.approx(130 / 255, abs=0.001)
+    rest = QualityReward(tmp_path / "small.safetensors").score_files(tmp_path / "a" / f"p{n}.png" for n in range(1, 6))
+    mean = sum(row.score or 0 for row in rest) / 5
+    assert found["generators"]["A"]["summary"]["score"]["mean"] == pytest.approx(mean, abs=1e-5)
     assert found["duels"][0]["n"] == 5
-    again = FakeScorer(distortions=True)
-    assert run("--generator", *folders, scorer=again) == 0
-    assert (len(scorer.asked), again.asked) == (12, [])
+    assert judged("--generator", *folders) == 0
+    assert "A: 6 of 6 images were looked at before" in capsys.readouterr().out
     assert result_of(tmp_path)["notes"] == found["notes"]
+
+
+def test_only_what_is_all_black_loses_its_score(recipe: ModuleType, tmp_path: Path) -> None:
+    weights = small_net.save(tmp_path / "small.safetensors")
+    pictures = {"a.png": (0, 0, 0), "b.jpg": (2, 3, 1), "c.png": (0, 0, 9), "d.jpg": (12, 12, 12), "e.png": (200, 9, 9)}
+    for name, colour in pictures.items():
+        Image.new("RGB", (40, 32), colour).save(tmp_path / name)
+    night = Image.new("RGB", (640, 480))
+    night.paste((255, 255, 255), (300, 200, 340, 240))
+    night.save(tmp_path / "f.png")
+    paths = [tmp_path / name for name in (*pictures, "f.png")]
+    plain = QualityReward(weights, view="full")
+    scorer = recipe.make_scorer(recipe.Config(generator=("a", "b"), model=str(weights), view="full"))
+    rows = list(scorer.score_files(paths))
+    assert [row.score == float("-inf") for row in rows] == [True, True, False, False, False, False]
+    for row, expected in zip(rows[2:], list(plain.score_files(paths))[2:], strict=True):
+        assert row == expected
+    assert scorer.identity == plain.identity
+
+
+def test_a_model_without_finite_scores_is_not_called_black(
+    judged: Run, recipe: ModuleType, tmp_path: Path, folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(config: Any) -> QualityReward:
+        scorer: QualityReward = recipe.Judge(small_net.build())
+        for name, buffer in scorer.model.named_buffers():
+            if "regressor" in name and buffer.is_floating_point():
+                buffer.fill_(torch.nan)
+        return scorer
+
+    monkeypatch.setattr(recipe, "make_scorer", broken)
+    with pytest.raises(SystemExit, match="A: none of its 6 images can be used: the model gave no finite score"):
+        judged("--generator", *folders)
 
 
 def test_unreadable_images_are_counted_and_change_the_exit_status(
@@ -201,11 +251,13 @@ def test_unreadable_images_are_counted_and_change_the_exit_status(
     assert result_of(tmp_path)["duels"][0]["n"] == 6
 
 
-def test_a_generator_of_nothing_but_black_images_is_refused(run: Run, tmp_path: Path, folders: tuple[str, str]) -> None:
+def test_a_generator_of_nothing_but_black_images_is_refused(
+    judged: Run, tmp_path: Path, folders: tuple[str, str]
+) -> None:
     for path in (tmp_path / "a").iterdir():
         Image.new("RGB", (40, 32)).save(path)
     with pytest.raises(SystemExit, match="A: none of its 6 images can be used: all black"):
-        run("--generator", *folders)
+        judged("--generator", *folders)
 
 
 # The cache
@@ -247,10 +299,14 @@ def test_an_image_that_changed_is_scored_again_and_only_it(run: Run, tmp_path: P
     assert run("--generator", *folders, scorer=scorer) == 0
     assert scorer.asked == [str(changed)]
     assert result_of(tmp_path)["generators"]["A"]["summary"]["score"]["quantiles"][-1] > 0.8
-    os.utime(tmp_path / "out" / "scores" / "A.csv", (later + 1, later + 1))
+
+
+def test_an_image_that_has_become_black_counts_no_longer(judged: Run, tmp_path: Path, folders: tuple[str, str]) -> None:
+    assert judged("--generator", *folders) == 0
+    changed, table = tmp_path / "a" / "p2.png", tmp_path / "out" / "scores" / "A.csv"
     Image.new("RGB", (40, 32)).save(changed)
-    os.utime(changed, (later + 9, later + 9))
-    assert run("--generator", *folders) == 0
+    os.utime(changed, (table.stat().st_mtime + 5,) * 2)
+    assert judged("--generator", *folders) == 0
     assert result_of(tmp_path)["generators"]["A"]["images"] == 5
 
 
@@ -268,37 +324,36 @@ def test_scores_of_another_model_are_refused(run: Run, folders: tuple[str, str])
         run("--generator", *folders, scorer=FakeScorer("other-0123456789ab/full", distortions=True))
 
 
-class Streaming(FakeScorer):
-    """Says at each stream's first result how many files had been handed to the threads that look for black ones."""
+def test_each_generator_is_scored_by_one_stream(run: Run, folders: tuple[str, str]) -> None:
+    handed: list[list[Path]] = []
 
-    def __init__(self, handed: list[object]) -> None:
-        super().__init__()
-        self.handed = handed
-        self.at_first: list[int] = []
+    class Streamed(FakeScorer):
+        def score_files(self, paths: Iterable[str | Path], *, threads: int | None = None) -> Iterator[Result]:
+            assert iter(paths) is paths  # read as results are asked for, not listed before
+            handed.append(list(map(Path, paths)))
+            return super().score_files(handed[-1], threads=threads)
 
-    def score_files(self, paths: Iterable[str | Path], *, threads: int | None = None) -> Iterator[Result]:
-        before = len(self.handed)
-        for number, result in enumerate(super().score_files(paths, threads=threads)):
-            if number == 0:
-                self.at_first.append(len(self.handed) - before)
-            yield result
+    assert run("--generator", *folders, scorer=Streamed(distortions=True)) == 0
+    assert [len(paths) for paths in handed] == [6, 6]
 
 
-def test_each_generator_is_scored_by_one_stream(
-    recipe: ModuleType, run: Run, folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+def test_an_image_is_read_once_to_be_scored_and_again_only_to_be_shown(
+    judged: Run, tmp_path: Path, folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handed: list[object] = []
+    opened: list[Path] = []
+    read = images.read
 
-    class Counting(ThreadPoolExecutor):
-        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
-            handed.append(args)
-            return super().submit(fn, *args, **kwargs)
+    def counted(path: str | Path, **options: Any) -> torch.Tensor:
+        opened.append(Path(path))
+        return read(path, **options)
 
-    monkeypatch.setattr(recipe, "ThreadPoolExecutor", Counting)
-    scorer = Streaming(handed)
-    assert run("--generator", *folders, scorer=scorer) == 0
-    assert scorer.at_first == [1, 1]  # two streams, neither of them read ahead
-    assert len(scorer.asked) == len(set(scorer.asked)) == len(handed) == 12
+    monkeypatch.setattr(images, "read", counted)
+    assert judged("--generator", *folders, "--gallery", 1) == 0
+    page = (tmp_path / "out" / "page.html").read_text(encoding="utf-8")
+    shown = page.count("data:image/jpeg")
+    assert len(set(opened[:12])) == 12
+    assert len(opened) == 12 + shown
+    assert shown == 2 * 2 + 2  # the worst and the best of each, and the pair that fell most
 
 
 # What is wrong with the command line or the folders
