@@ -43,7 +43,7 @@ from attriqa.recipe import as_dict, atomic_path, claim_folder, opt, parse_config
 from attriqa_envs import load_policy, recovery
 from attriqa_envs.compare_images import Group, expert_square, load_group, perturb, seeds_of
 from attriqa_envs.compare_page import Item, Version, write_compare_page
-from attriqa_envs.evaluation import Judge, make_judge
+from attriqa_envs.evaluation import REWARDS, Judge, make_judge, make_reward
 from attriqa_envs.fivek import FiveK
 from attriqa_envs.isp import render
 from attriqa_envs.method_table import DEFAULT, EXPERT, Record, Records, facts_of, summarize, table_text, tell
@@ -77,7 +77,7 @@ class Config:
     recover: bool = opt(False, "perturb images with known originals, and tell how near to these each method comes")
     out: Path = opt(Path("runs/compare_isp"), "where everything goes")
     cache: Path | None = opt(None, "folder that keeps decoded files; OUT/cache unless given")
-    model: str = opt("default", "what is optimised: default, or the path of a checkpoint")
+    model: str = opt("default", f"what is optimised: {REWARDS}")
     judges: tuple[str, ...] = opt(("sharpness", "noisiness"), "held-out, which nothing optimises; see above")
     side: int | None = opt(None, "px of the pictures, central squares; the policy's, or 128")
     parameters: tuple[str, ...] | None = opt(None, "without a policy: ISP parameters that may change; all unless given")
@@ -158,9 +158,9 @@ def set_up(config: Config) -> Setup:
     )
     task = task if policy is None else policy.task
     trained = 128 if policy is None else int(policy.about.get("config", {}).get("side", 128))
-    reward = QualityReward(config.model, view="full", device=config.device)
+    reward = make_reward(config.model, device=config.device)
     names = () if config.recover else dict.fromkeys(config.judges)
-    judges = {name: make_judge(name, device=config.device, optimised=reward.identity) for name in names}
+    judges = {name: make_judge(name, device=config.device, optimised=reward) for name in names}
     return Setup(task, config.side or trained, reward, judges, policy)
 
 

@@ -48,7 +48,7 @@ from attriqa.recipe import as_dict, claim_folder, opt, parse_config, write_json
 from attriqa.training_state import StateError
 from attriqa_envs.alarm import Look, find_alarms
 from attriqa_envs.core import ISPCore
-from attriqa_envs.evaluation import Evaluator, make_judge
+from attriqa_envs.evaluation import REWARDS, Evaluator, make_judge, make_reward
 from attriqa_envs.fivek import FiveK, read_splits
 from attriqa_envs.learning_curve import draw_curve, entry_of, line_of
 from attriqa_envs.parameters import table_hash
@@ -73,7 +73,7 @@ class Config:
     split: tuple[Path, Path] | None = opt(None, "FiveK: lists of the photos to train on, and to test on")
     out: Path = opt(Path("runs/train_isp"), "where everything goes")
     cache: Path | None = opt(None, "folder that keeps decoded files; OUT/cache unless given")
-    model: str = opt("default", "what is optimised: default, or the path of a checkpoint")
+    model: str = opt("default", f"what is optimised: {REWARDS}")
     judges: tuple[str, ...] = opt(
         ("judge", "noisiness"), "held-out: judge, default, checkpoints, niqe:FILE, brisque:FOLDER, or a signal measure"
     )
@@ -160,9 +160,9 @@ def prepare(config: Config) -> tuple[Pictures, QualityReward, Evaluator]:
     """All that the command line names; what is wrong with it ends the program."""
     try:
         pictures = load_pictures(config)
-        reward = QualityReward(config.model, view="full", device=config.device)
+        reward = make_reward(config.model, device=config.device)
         names = dict.fromkeys(config.judges)
-        judges = {name: make_judge(name, device=config.device, optimised=reward.identity) for name in names}
+        judges = {name: make_judge(name, device=config.device, optimised=reward) for name in names}
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
     task = replace(config.task, random_start=0.0)

@@ -38,6 +38,7 @@ from attriqa.images import MIN_SIDE, ImageError
 from attriqa.recipe import as_dict, claim_folder, opt, parse_config, required, write_json
 from attriqa_envs import load_policy
 from attriqa_envs.compare_images import seeds_of
+from attriqa_envs.evaluation import REWARDS, make_reward
 from attriqa_envs.export import save_params
 from attriqa_envs.full_size import render_levels, write_picture
 from attriqa_envs.image_bank import load_bank
@@ -65,7 +66,7 @@ class Config:
     quality: int = opt(95, "of JPEG, 1 to 100")
     size: int | None = opt(None, "px of the shorter side of the renderings; whole unless given")
     xmp: bool = opt(True, "write sidecars for raw files")
-    model: str = opt("default", "what is optimised: default, or the path of a checkpoint")
+    model: str = opt("default", f"what is optimised: {REWARDS}")
     side: int | None = opt(None, "px of the square that is tuned; the policy's, or 256")
     parameters: tuple[str, ...] | None = opt(None, "without a policy: ISP parameters that may change; all unless given")
     distance_weight: float = opt(0.02, "without a policy: reward per mean squared distance from the default")
@@ -131,7 +132,7 @@ def set_up(config: Config) -> Setup:
     )
     side = 256 if policy is None else int(policy.about.get("config", {}).get("side", 128))
     cache = RenditionCache(config.out / "cache", config.side or side)
-    reward = QualityReward(config.model, view="full", device=config.device)
+    reward = make_reward(config.model, device=config.device)
     return Setup(task if policy is None else policy.task, cache, reward, policy)
 
 

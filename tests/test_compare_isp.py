@@ -323,7 +323,7 @@ def test_wrong_files_leave_nothing_claimed(recipe: Any, weights: Path, tmp_path:
         (["--photos", photos, "--photo-pattern", "x*"], "--photo-pattern: .* got none of 1"),
         (["--photos", photos, "--policy", tmp_path / "empty"], "folder: expected one with policy.safetensors"),
         (["--photos", photos, "--policy", tools], "--policy: expected one that sets ISP parameters"),
-        (["--photos", photos, "--judges", weights], "judge: expected another model than the one"),
+        (["--photos", photos, "--judges", weights], "judge: expected one that is not optimised"),
     ):
         with pytest.raises(SystemExit, match=message):
             recipe.main([*map(str, words), "--model", str(weights), "--out", str(tmp_path / "out")])

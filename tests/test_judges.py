@@ -10,7 +10,7 @@ import torch
 from attriqa import QualityReward, checkpoint
 from attriqa.judges import load_judge
 from attriqa.niqe import NIQE
-from attriqa_envs.evaluation import make_judge
+from attriqa_envs.evaluation import make_judge, make_reward
 
 PACKAGED = Path(checkpoint.__file__).parent / "weights" / "judge.safetensors"
 
@@ -50,7 +50,21 @@ def test_what_is_no_judge_is_told(tmp_path: Path) -> None:
 
 
 def test_what_is_optimised_is_no_judge_in_any_view() -> None:
-    optimised = QualityReward("judge", view="five_crop").identity
-    with pytest.raises(ValueError, match="judge: expected another model than the one that is optimised"):
+    optimised = QualityReward("judge", view="five_crop")
+    with pytest.raises(ValueError, match="judge: expected one that is not optimised; judge is in judge-"):
         make_judge("judge", optimised=optimised)
-    assert make_judge("judge", optimised="default-0123/full") is not None
+    assert make_judge("judge", optimised=QualityReward()) is not None
+    guarded = make_reward("guarded")
+    for name in ("default", "judge"):
+        with pytest.raises(ValueError, match=f"{name} is in default-.*/full/guard-"):
+            make_judge(name, optimised=guarded)
+    assert make_judge("noisiness", optimised=guarded) is not None
+
+
+def test_rewards_by_name() -> None:
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    plain, guarded = make_reward("default"), make_reward("guarded")
+    assert plain.view == guarded.view == "full"
+    assert guarded(images).item() < plain(images).item()
+    with pytest.raises(FileNotFoundError):
+        make_reward("no-such-file.safetensors")

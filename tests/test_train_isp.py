@@ -126,7 +126,7 @@ def test_wrong_images_and_judges(recipe: Any, tmp_path: Path, weights: Path) -> 
         (["--photos", photos, "--photo-pattern", "x*"], "--photo-pattern: .* got none of 3"),
         (["--photos", photos, "--test-share", "0.1"], "3 of 3 can be read"),
         (["--photos", photos, "--model", tmp_path / "no.safetensors"], "no.safetensors"),
-        (["--photos", photos, *model, "--judges", weights], "judge: expected another model than the one"),
+        (["--photos", photos, *model, "--judges", weights], "judge: expected one that is not optimised"),
         (["--photos", photos, *model, "--judges", "nobody"], "there is no nobody"),
     ):
         with pytest.raises(SystemExit, match=message):

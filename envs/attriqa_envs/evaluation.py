@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attriqa import QualityReward, judges, signal_measures
+from attriqa import Guard, QualityReward, judges, signal_measures
+from attriqa.guard import GuardedModel
 from attriqa_envs.core import Arrays, ISPCore
 from attriqa_envs.tools import DONE
 
@@ -34,14 +35,29 @@ class Gains(NamedTuple):
     judge_gains: dict[str, Floats]  # (N,) each
 
 
-def make_judge(name: str, *, device: torch.device | str | None = None, optimised: str | None = None) -> Judge:
+REWARDS = "default; guarded, a lower bound over default and judge (attriqa.Guard); or the path of a checkpoint"
+"""What `make_reward` takes, for help texts."""
+
+
+def make_reward(name: str, *, device: torch.device | str | None = None) -> QualityReward:
+    """What an ISP is tuned for, by its name (`REWARDS`): whole images, each looked at once.
+
+    Raises:
+        ValueError: there is no such model, or it has not learnt to score.
+        FileNotFoundError: there is no such file.
+    """
+    guard = Guard() if name == "guarded" else None
+    return QualityReward("default" if guard else name, guard=guard, view="full", device=device)
+
+
+def make_judge(name: str, *, device: torch.device | str | None = None, optimised: QualityReward | None = None) -> Judge:
     """A held-out judge by its name.
 
     Args:
         name: a key of `SIGNAL_JUDGES`, whose measures need no weights, or what `attriqa.judges.load_judge` takes:
             ``"judge"``, ``"default"``, the path of a checkpoint, ``"niqe:FILE"``, ``"brisque:FOLDER"``.
         device: of a checkpoint's model.
-        optimised: ``identity`` of the `QualityReward` that is optimised.
+        optimised: the reward that is optimised; neither its model nor a member of its guard can judge it.
 
     Raises:
         ValueError: the judge is what is optimised, a file is not what it should be, or there is no such file.
@@ -52,9 +68,19 @@ def make_judge(name: str, *, device: torch.device | str | None = None, optimised
         judge = judges.load_judge(name, device=device)
     except ValueError as error:
         raise ValueError(f"{error}; or {', '.join(SIGNAL_JUDGES)}") from error
-    if isinstance(judge, QualityReward) and judge.identity.partition("/")[0] == (optimised or "").partition("/")[0]:
-        raise ValueError(f"judge: expected another model than the one that is optimised; both are {optimised}")
+    if isinstance(judge, QualityReward) and optimised is not None and _model_of(judge) in _models_of(optimised):
+        raise ValueError(f"judge: expected one that is not optimised; {name} is in {optimised.identity}")
     return judge
+
+
+def _model_of(reward: QualityReward) -> str:
+    """Name and hash of a reward's model, whatever it sees of an image."""
+    return reward.identity.partition("/")[0]
+
+
+def _models_of(reward: QualityReward) -> set[str]:
+    guarded = reward.model if isinstance(reward.model, GuardedModel) else None
+    return {_model_of(reward), *(_model_of(QualityReward(name)) for name in (guarded.guard.members if guarded else ()))}
 
 
 class Evaluator:
