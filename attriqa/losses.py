@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attriqa.prompts import ATTRIBUTES
-
 _FIDELITY_FLOOR = 1e-8  # under the roots: their slope at 0 is infinite
 
 
@@ -35,44 +33,48 @@ def margin_ranking(predictions: Tensor, targets: Tensor, margin: float = 0.1) ->
     return hinge.sum() / (order > 0).sum().clamp(min=1)
 
 
-def ramp_ranking(raw: Tensor, level: Tensor, attribute: Tensor, margin: float = 0.5, crosstalk: float = 0.3) -> Tensor:
+def ramp_ranking(raw: Tensor, level: Tensor, ramp: Tensor, margin: float = 0.5, crosstalk: float = 0.3) -> Tensor:
     """Margin ranking of the head that a ramp belongs to, and a penalty on what it moves in the other four.
 
     Args:
         raw: ``(G, L, 5)`` head outputs on G ramps of L renderings.
         level: ``(G, L)``, each rendering's level.
-        attribute: ``(G,)`` index of the ramp's attribute.
+        ramp: ``(G,)`` index of the ramp's attribute; ramps of anything else, from 5 on, count nothing.
         margin: of `margin_ranking`, in units of ``raw``.
         crosstalk: weight of the other heads' mean standard deviation within a ramp.
 
     Returns:
-        A scalar.
+        A scalar, 0 but attached to the graph if no ramp is an attribute's.
     """
-    index = attribute.to(raw.device)
+    belongs = (ramp < raw.shape[2]).to(raw.device)
+    index = ramp.to(raw.device).clamp(max=raw.shape[2] - 1)
     own = raw.gather(2, index.view(-1, 1, 1).expand(-1, raw.shape[1], 1)).squeeze(2)  # (G, L)
     others = torch.ones_like(raw[:, 0]).scatter(1, index[:, None], 0.0)  # (G, 5)
-    moved = (raw.std(1) * others).sum(1) / (raw.shape[2] - 1)
-    return margin_ranking(own, level, margin) + crosstalk * moved.mean()
+    moved = (raw.std(1) * others).sum(1) / (raw.shape[2] - 1) * belongs
+    ranked = margin_ranking(own, torch.where(belongs[:, None], level, 0.0), margin)  # ties count nothing
+    return ranked + crosstalk * moved.sum() / belongs.sum().clamp(min=1)
 
 
-def quality_ranking(logit: Tensor, level: Tensor, attribute: Tensor, margin: float = 0.3) -> Tensor:
-    """Margin ranking of the score along the ramps that make any photo worse: blur and noise.
+def quality_ranking(logit: Tensor, level: Tensor, harms: Tensor, slope: float) -> Tensor:
+    """Ranking of the score along ramps that make any photo worse, by a gap that grows with the levels' difference.
 
-    People rate few photos as noisy as a ramp's end, so ratings alone leave a regressor free to like noise. The other
-    ramps pass through the photographer's choice, where neither direction is better.
+    People rate few photos as noisy as a ramp's end, and none with a cast that its photographer did not choose, so
+    ratings alone leave a regressor free to like noise and casts.
 
     Args:
         logit: ``(G, L)`` score logits on G ramps of L renderings.
-        level: ``(G, L)``, each rendering's level.
-        attribute: ``(G,)`` index of the ramp's attribute; all but sharpness and noisiness count nothing.
-        margin: of `margin_ranking`, in units of ``logit``.
+        level: ``(G, L)``, each rendering's level in [0, 1]; a higher one is better.
+        harms: ``(G,)`` whether that holds for the ramp; the others count nothing.
+        slope: the gap asked, in units of ``logit`` per unit of ``level``.
 
     Returns:
-        A scalar.
+        A scalar: the mean over pairs of harmful ramps of ``max(0, slope (l_i - l_j) - (q_i - q_j))``, l_i > l_j.
     """
-    harms = torch.tensor([name in ("sharpness", "noisiness") for name in ATTRIBUTES], device=logit.device)
-    ranked = harms[attribute.to(logit.device)]
-    return margin_ranking(logit, torch.where(ranked[:, None], level, 0.0), margin)
+    harms = harms.to(logit.device)[:, None, None]
+    gap = level.unsqueeze(-1) - level.unsqueeze(-2)  # (G, L, L), antisymmetric
+    pairs = (gap > 0) & harms
+    hinge = F.relu(slope * gap - (logit.unsqueeze(-1) - logit.unsqueeze(-2))) * pairs
+    return hinge.sum() / pairs.sum().clamp(min=1)
 
 
 def score_loss(logit: Tensor, mos: Tensor) -> Tensor:

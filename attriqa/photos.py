@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from attriqa.distortions import apply_ramp
+from attriqa.distortions import DEPARTURES, apply_departure, apply_ramp
 from attriqa.images import read, resize_shorter
 from attriqa.prompts import ATTRIBUTES
+
+MOST_BEFORE = 0.7  # severity at most that a departure ramp's photo already has along another axis
 
 
 class RandomCrops(Dataset[tuple[Tensor, int]]):
@@ -51,8 +53,14 @@ class RandomCrops(Dataset[tuple[Tensor, int]]):
         return crop_and_flip(image, self.crop, rng), index
 
 
+RAMPS = (*ATTRIBUTES, *DEPARTURES)
+"""What `RampGroups` shows: a ramp of each attribute, and of each departure from a well-developed photo."""
+HARMFUL = ("sharpness", "noisiness", *DEPARTURES)
+"""Ramps whose lower levels are worse whatever the photo; where the others ought to be is the photographer's choice."""
+
+
 class RampGroups(Dataset[tuple[Tensor, Tensor, int]]):
-    """Groups of one crop at several levels of one attribute; half start from a photo changed in another.
+    """Groups of one crop at several levels of one ramp; half start from a photo that is changed in another way.
 
     Args:
         paths: pristine photos.
@@ -60,8 +68,9 @@ class RampGroups(Dataset[tuple[Tensor, Tensor, int]]):
         levels: renderings per group.
         seed: of the draws; `start_epoch` makes new ones.
 
-    An item is ``((levels, 3, crop, crop), level of each in [0, 1], index of the attribute)``; item i shows attribute i
-    modulo 5.
+    An item is ``((levels, 3, crop, crop), level of each in [0, 1], index into RAMPS)``; item i shows ramp i modulo
+    their number. The level of an attribute is `apply_ramp`'s; that of a departure one minus `apply_departure`'s
+    severity, and one of each group is 1, the photo as it was developed.
     """
 
     def __init__(self, paths: Sequence[Path], crop: int, levels: int, seed: int) -> None:
@@ -76,24 +85,36 @@ class RampGroups(Dataset[tuple[Tensor, Tensor, int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.paths) * len(ATTRIBUTES)
+        return len(self.paths) * len(RAMPS)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
-        attribute = index % len(ATTRIBUTES)
+        ramp = index % len(RAMPS)
         rng = np.random.default_rng([self.seed, self.epoch, index])
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        photo = read(self.paths[index // len(ATTRIBUTES)])
+        photo = read(self.paths[index // len(RAMPS)])
         cut = int(rng.integers(self.crop, min(self.crop * 4 // 3, *photo.shape[1:]) + 1))
         image = resize_shorter(crop_and_flip(photo, cut, rng)[None], self.crop)
-        other = int(rng.integers(2 * len(ATTRIBUTES)))  # half of the groups start from a photo that is already changed
-        if other < len(ATTRIBUTES) and other != attribute:
-            image = apply_ramp(image, ATTRIBUTES[other], torch.tensor([rng.random()]), generator)
         level = torch.from_numpy(rng.random(self.levels)).float()
-        return (
-            apply_ramp(image.expand(self.levels, -1, -1, -1), ATTRIBUTES[attribute], level, generator),
-            level,
-            attribute,
-        )
+        if ramp < len(ATTRIBUTES):
+            return _attribute_ramp(image, ramp, level, rng), level, ramp
+        level[0] = 1.0
+        return _departure_ramp(image, RAMPS[ramp], level, rng), level, ramp
+
+
+def _attribute_ramp(image: Tensor, attribute: int, level: Tensor, rng: np.random.Generator) -> Tensor:
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    other = int(rng.integers(2 * len(ATTRIBUTES)))
+    if other < len(ATTRIBUTES) and other != attribute:
+        image = apply_ramp(image, ATTRIBUTES[other], torch.tensor([rng.random()]), generator)
+    return apply_ramp(image.expand(len(level), -1, -1, -1), ATTRIBUTES[attribute], level, generator)
+
+
+def _departure_ramp(image: Tensor, kind: str, level: Tensor, rng: np.random.Generator) -> Tensor:
+    """What the photo departs in already is along another axis: two on one axis could undo each other."""
+    others = [other for other in DEPARTURES if DEPARTURES[other] != DEPARTURES[kind]]
+    before = MOST_BEFORE * rng.random() * (rng.random() < 0.5)
+    other, hue, other_hue = others[int(rng.integers(len(others)))], *rng.uniform(0, 2 * np.pi, 2)
+    image = apply_departure(image, other, torch.tensor([before]), other_hue)
+    return apply_departure(image.expand(len(level), -1, -1, -1), kind, 1 - level, hue)
 
 
 def find_photos(folder: Path, pattern: str, least: int) -> list[Path]:

@@ -17,7 +17,7 @@ run goes on with the same command.
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,22 +25,30 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from attriqa import QualityReward
+from attriqa.attacks import (
+    Scorer,
+    fgsm,
+    middle_squares,
+    pgd,
+    random_signs,
+    score_all,
+    summarise_gains,
+    to_8_bits,
+)
 from attriqa.guard import Guard
-from attriqa.images import read
 from attriqa.judges import NAMES, load_judge
-from attriqa.metrics import mean_interval
 from attriqa.photos import find_photos
 from attriqa.recipe import atomic_path, claim_folder, opt, parse_config, required, write_json
 from attriqa.views import View
 
 Method = Literal["random", "fgsm", "pgd"]
 METHODS: tuple[Method, ...] = get_args(Method)
-Scorer = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -78,8 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         scorers = {short(name): load_scorer(name, config) for name in config.scorers}
         photos = find_photos(config.photos, config.pattern, config.n)
-        clean = load_photos([photos[i] for i in np.linspace(0, len(photos) - 1, config.n).round().astype(int)], config)
-        before = {name: tell(scorer, clean, config) for name, scorer in scorers.items()}
+        chosen = np.linspace(0, len(photos) - 1, config.n).round().astype(int)
+        clean = middle_squares([photos[i] for i in chosen], config.side)
+        before = {name: tell(config, scorer, clean) for name, scorer in scorers.items()}
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
     if len(scorers) < len(config.scorers):
@@ -115,91 +124,28 @@ def load_scorer(name: str, config: Config) -> Scorer:
     return load_judge(name, device=config.device)
 
 
-def load_photos(paths: Sequence[Path], config: Config) -> Tensor:
-    """The middle squares of photos, (N, 3, side, side), in 8-bit steps.
-
-    Raises:
-        ValueError: a photo is smaller.
-    """
-    squares = []
-    for path in paths:
-        image = read(path)
-        if min(image.shape[1:]) < config.side:
-            raise ValueError(f"{path}: expected sides of at least {config.side} px, got {tuple(image.shape[1:])}")
-        image = read(path, shorter_edge=config.side)
-        top, left = ((side - config.side) // 2 for side in image.shape[1:])
-        squares.append(image[:, top : top + config.side, left : left + config.side])
-    return to_8_bits(torch.stack(squares))
-
-
-def to_8_bits(images: Tensor) -> Tensor:
-    """Rounded as a file would have them."""
-    return (images * 255).round() / 255
-
-
-@torch.no_grad()
-def tell(scorer: Scorer, images: Tensor, config: Config) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def tell(config: Config, scorer: Scorer, images: Tensor) -> NDArray[np.float64]:
     """What a scorer says of images, (N,)."""
-    return torch.cat([scorer(part.to(config.device)).double().cpu() for part in images.split(config.batch)]).numpy()
+    return score_all(scorer, images, batch=config.batch, device=config.device)
 
 
 def run_attack(
     config: Config, scorers: dict[str, Scorer], clean: Tensor, name: str, method: Method, budget: int
-) -> dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]]:
+) -> dict[str, NDArray[np.float64]]:
     """Attack one scorer on all photos; what all of them say of the results."""
     epsilon = budget / 255
     if method == "random":
-        generator = torch.Generator().manual_seed(config.seed)
-        signs = torch.randint(2, clean.shape, generator=generator) * 2.0 - 1
-        attacked = (clean + epsilon * signs).clamp(0, 1)
+        attacked = random_signs(clean, epsilon, torch.Generator().manual_seed(config.seed))
     else:
         attack = fgsm if method == "fgsm" else partial(pgd, steps=config.steps)
         parts = [attack(scorers[name], part.to(config.device), epsilon) for part in clean.split(config.batch)]
         attacked = torch.cat(parts).cpu()
     attacked = to_8_bits(attacked)
-    after = {other: tell(scorer, attacked, config) for other, scorer in scorers.items()}
+    after = {other: tell(config, scorer, attacked) for other, scorer in scorers.items()}
     if method == "pgd" and budget == max(config.budgets):
-        worst = int((after[name] - tell(scorers[name], clean, config)).argmax())
+        worst = int((after[name] - tell(config, scorers[name], clean)).argmax())
         save_picture(config.out / f"{name}.png", clean[worst], attacked[worst], budget)
     return after
-
-
-def fgsm(scorer: Scorer, images: Tensor, epsilon: float) -> Tensor:
-    """One step of ``epsilon`` along the sign of the gradient of each image's score."""
-    return (images + epsilon * slope(scorer, images)[1].sign()).clamp(0, 1)
-
-
-def pgd(scorer: Scorer, images: Tensor, epsilon: float, steps: int) -> Tensor:
-    """Steps along that sign, back into the budget; the best of where they led.
-
-    The first half walks on whatever happens, which leads out of a reward's kinks. The others start at the best so far,
-    and are halved where they do not help, which a scorer with a narrow peak needs.
-    """
-    best = here = images
-    score, gradient = slope(scorer, best)
-    direction = gradient
-    step = torch.full((len(images), 1, 1, 1), 2.5 * epsilon / steps, device=images.device)
-    for index in range(steps):
-        settling = index >= steps // 2
-        if settling:
-            here, direction = best, gradient
-        moved = here + step * direction.sign()
-        here = torch.minimum(torch.maximum(moved, images - epsilon), images + epsilon).clamp(0, 1)
-        reached, direction = slope(scorer, here)
-        better = reached > score
-        score, chosen = torch.where(better, reached, score), better[:, None, None, None]
-        best, gradient = torch.where(chosen, here, best), torch.where(chosen, direction, gradient)
-        if settling:
-            step = torch.where(chosen, step, step / 2)
-    return best
-
-
-def slope(scorer: Scorer, images: Tensor) -> tuple[Tensor, Tensor]:
-    """The score of each image and its gradient."""
-    images = images.detach().requires_grad_()
-    score = scorer(images)
-    (gradient,) = torch.autograd.grad(score.sum(), images)
-    return score.detach(), gradient
 
 
 def save_picture(path: Path, clean: Tensor, attacked: Tensor, budget: int) -> None:
@@ -217,9 +163,7 @@ def summarise(config: Config, before: dict[str, list[float]], results: list[dict
     for result in results:
         told = {}
         for name, gains in result["gains"].items():
-            found = mean_interval(np.divide(gains, scale[name]), rng=np.random.default_rng(config.seed))
-            mean = float(np.mean(gains))
-            told[name] = {"mean": mean, "in_sd": mean / scale[name], "in_sd_low": found.low, "in_sd_high": found.high}
+            told[name] = summarise_gains(gains, scale[name], seed=config.seed)._asdict()
         rows.append({key: result[key] for key in ("target", "method", "budget")} | {"told": told})
     protocol = (
         f"{config.n} photos, {config.side} px square, PGD of {config.steps} steps; "

@@ -1,21 +1,23 @@
-"""Does each attribute head follow its own ramp, and leave the others alone?
+"""Does each attribute head follow its own ramp, and leave the others alone? Does the score see what was done wrong?
 
     python evals/attributes.py --photos photos
 
 Every photo is rendered at nine levels of blur, contrast, brightness, saturation and noise. Printed and written to
 OUT/metrics.json: a 5 x 5 table of the mean SROCC between level and head, and one of the mean change of the head from
-the lowest level to the highest. Only photos that the model's own record says were held out from its ramps are used,
-unless --all-photos.
+the lowest level to the highest; and what the score makes of departures from well-developed photos (color casts, wrong
+exposure, too little or too much color or contrast). Only photos that the model's own record says were held out from its
+ramps are used, unless --all-photos.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from attriqa import ATTRIBUTES, QualityReward
-from attriqa.protocols import follow_ramps
+from attriqa.protocols import DepartureRow, follow_departures, follow_ramps
 from attriqa.recipe import opt, parse_config, required, write_json
 
 
@@ -44,17 +46,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(
             f"photos: no usable photo in {config.photos} (held-out photos of the model, unless --all-photos)"
         )
+    photos = photos[: 2 if config.smoke else None]
     with torch.no_grad():
-        table = follow_ramps(
-            lambda images: reward.assess(images).attributes, photos[: 2 if config.smoke else None], seed=config.seed
-        )
+        table = follow_ramps(lambda images: reward.assess(images).attributes, photos, seed=config.seed)
+        departures = follow_departures(lambda images: reward.assess(images).score, photos, seed=config.seed)
     kind = "any photos" if config.all_photos else "photos that the heads have not seen"
     protocol = f"ramps of 9 levels on {table.photos} {kind}"
     print(f"{reward.identity}\n{protocol}\n")
     print_table("mean SROCC between level (rows) and head (columns)", table.srocc)
     print_table("mean change of the head from level 0 to level 1", table.change)
-    record = {"model": reward.identity, "protocol": protocol, "n": table.photos, "attributes": list(ATTRIBUTES)}
-    write_json(config.out / "metrics.json", {**record, "srocc": table.srocc, "change": table.change})
+    print_departures(departures)
+    record: dict[str, Any] = {
+        "model": reward.identity,
+        "protocol": protocol,
+        "n": table.photos,
+        "attributes": list(ATTRIBUTES),
+    }
+    record |= {"srocc": table.srocc, "change": table.change}
+    record["departures"] = {name: row._asdict() for name, row in departures.items()}
+    write_json(config.out / "metrics.json", record)
 
 
 def print_table(title: str, rows: list[list[float]]) -> None:
@@ -62,6 +72,16 @@ def print_table(title: str, rows: list[list[float]]) -> None:
     print(f"{title}\n\n| ramp | {' | '.join(ATTRIBUTES)} |\n|---{'|---:' * len(ATTRIBUTES)}|")
     for name, row in zip(ATTRIBUTES, rows, strict=True):
         print(f"| {name} | " + " | ".join(f"{value:+.3f}" for value in row) + " |")
+    print()
+
+
+def print_departures(rows: dict[str, DepartureRow]) -> None:
+    """What the score makes of each departure, in Markdown."""
+    print("departures: mean SROCC of severity and score, sign turned; share of photos that score above theirs from")
+    print("severity 0.5 on; mean fall of the score at 0.5\n")
+    print("| departure | SROCC | above | fall |\n|---|---:|---:|---:|")
+    for name, row in rows.items():
+        print(f"| {name} | {row.srocc:+.3f} | {row.first:.2f} | {row.loss:+.3f} |")
     print()
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from attriqa import ATTRIBUTES
+from attriqa.distortions import DEPARTURES
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -26,7 +27,7 @@ def printed(text: str) -> list[list[list[str]]]:
     """The cells of each table's rows, without its head."""
     tables: list[list[list[str]]] = []
     for line in text.splitlines():
-        if line.startswith("| ramp |"):
+        if line.startswith(("| ramp |", "| departure |")):
             tables.append([])
         elif line.startswith("| "):
             tables[-1].append([cell.strip() for cell in line.strip("|").split("|")])
@@ -44,10 +45,14 @@ def test_the_tables_printed_are_the_numbers_written(folder: Path, tmp_path: Path
     assert result["attributes"] == list(ATTRIBUTES)
     assert result["protocol"] in done.stdout
     tables = printed(done.stdout)
-    assert len(tables) == 2
-    for table, name in zip(tables, ("srocc", "change"), strict=True):
+    assert len(tables) == 3
+    for table, name in zip(tables[:2], ("srocc", "change"), strict=True):
         assert [row[0] for row in table] == list(ATTRIBUTES)
         assert [row[1:] for row in table] == [[f"{value:+.3f}" for value in row] for row in result[name]]
+    assert [row[0] for row in tables[2]] == list(result["departures"]) == list(DEPARTURES)
+    for row in tables[2]:
+        told = result["departures"][row[0]]
+        assert row[1:] == [f"{told['srocc']:+.3f}", f"{told['first']:.2f}", f"{told['loss']:+.3f}"]
     assert min(result["srocc"][i][i] for i in range(5)) > 0.7, "each head of the default follows its own ramp"
 
 

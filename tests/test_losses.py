@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from attriqa.losses import margin_ranking, quality_ranking, ramp_ranking, score_loss, strength_loss
-from attriqa.prompts import ATTRIBUTES
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -97,20 +96,48 @@ def test_crosstalk_counts_what_moves_in_the_other_heads() -> None:
     assert ramp_ranking(moved, level, attribute, crosstalk=0).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_quality_ranking_asks_order_on_blur_and_noise_only() -> None:
-    level = torch.tensor([0.1, 0.9, 0.4, 0.6]).expand(5, -1)
-    attribute = torch.arange(5)
-    assert quality_ranking(10 * level, level, attribute).item() == 0
-    for index, name in enumerate(ATTRIBUTES):
-        logit = 10 * level.clone()
-        logit[index] *= -1
-        wrong = quality_ranking(logit, level, attribute).item()
-        assert (wrong > 0.5) == (name in ("sharpness", "noisiness")), name
+def test_ramps_that_are_no_attributes_count_nothing_for_the_heads() -> None:
+    raw, level, attribute = ramps()
+    alone = ramp_ranking(raw.flip(1), level, attribute)
+    both = ramp_ranking(
+        torch.cat([raw.flip(1), normal(3, *raw.shape[1:])]),
+        torch.cat([level, level[:3]]),
+        torch.cat([attribute, torch.tensor([5, 6, 11])]),
+    )
+    assert both.item() == pytest.approx(alone.item(), rel=1e-6)
+    raw = normal(2, 4, 5).requires_grad_()
+    none = ramp_ranking(raw, torch.rand(2, 4), torch.tensor([5, 9]))
+    none.backward()
+    assert none.item() == 0
+    assert raw.grad is not None
+    assert not raw.grad.any()
+
+
+def test_quality_ranking_asks_a_gap_along_harmful_ramps_only() -> None:
+    level = torch.tensor([0.1, 0.9, 0.4, 0.6]).expand(2, -1)
+    harms = torch.tensor([True, False])
+    assert quality_ranking(1.01 * level, level, harms, 1.0).item() == 0
+    assert quality_ranking(0.9 * level, level, harms, 1.0).item() > 0
+    backwards = torch.stack([level[0], -level[0]])
+    assert quality_ranking(backwards, level, harms, 1.0).item() == 0
+    assert quality_ranking(-backwards, level, harms, 1.0).item() > 0.5
+
+
+def test_quality_ranking_is_the_mean_over_pairs() -> None:
+    logit, level, harms = normal(3, 5), normal(3, 5, seed=1).round(), torch.tensor([True, False, True])
+    hinges = []
+    for g in (0, 2):
+        for i in range(5):
+            for j in range(5):
+                if level[g, i] > level[g, j]:
+                    wanted = 0.7 * (level[g, i] - level[g, j])
+                    hinges.append(max(0.0, float(wanted - (logit[g, i] - logit[g, j]))))
+    assert quality_ranking(logit, level, harms, 0.7).item() == pytest.approx(sum(hinges) / len(hinges), rel=1e-5)
 
 
 def test_quality_ranking_of_no_harmful_ramp_is_zero_and_differentiable() -> None:
     logit = torch.zeros(2, 4, requires_grad=True)
-    loss = quality_ranking(logit, torch.rand(2, 4), torch.tensor([1, 2]))
+    loss = quality_ranking(logit, torch.rand(2, 4), torch.tensor([False, False]), 1.0)
     loss.backward()
     assert loss.item() == 0
     assert logit.grad is not None

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from attriqa import ATTRIBUTES
 from attriqa.images import read
-from attriqa.photos import RampGroups, RandomCrops
+from attriqa.photos import RAMPS, RampGroups, RandomCrops
 
 
 @pytest.fixture(scope="module")
@@ -67,19 +67,23 @@ def test_draws_depend_on_seed_epoch_and_index_alone(paths: list[Path]) -> None:
 
 def test_ramp_groups_are_one_crop_at_several_levels(paths: list[Path]) -> None:
     dataset = RampGroups(paths, 40, levels=4, seed=0)
-    assert len(dataset) == 6 * len(ATTRIBUTES)
-    for index in range(10):
-        images, level, attribute = dataset[index]
+    assert len(dataset) == 6 * len(RAMPS)
+    for index in range(24):
+        images, level, ramp = dataset[index]
         assert images.shape == (4, 3, 40, 40)
         assert images.min() >= 0
         assert images.max() <= 1
         assert level.shape == (4,)
         assert ((level >= 0) & (level <= 1)).all()
-        assert attribute == index % len(ATTRIBUTES)
-        if ATTRIBUTES[attribute] == "brightness":
+        assert ramp == index % len(RAMPS)
+        if RAMPS[ramp] == "brightness":
             assert torch.equal(images.mean((1, 2, 3)).argsort(), level.argsort())
-        if ATTRIBUTES[attribute] == "colorfulness":
+        if RAMPS[ramp] == "colorfulness":
             assert torch.equal((images.amax(1) - images.amin(1)).mean((1, 2)).argsort(), level.argsort())
+        if ramp >= len(ATTRIBUTES):
+            assert level[0] == 1, "the photo as it was developed"
+            away = (images - images[0]).square().mean((1, 2, 3))
+            assert torch.equal(away.argsort(), level.argsort(descending=True)), RAMPS[ramp]
 
 
 def test_ramp_draws_depend_on_seed_epoch_and_index_alone(paths: list[Path]) -> None:
@@ -101,7 +105,7 @@ def test_half_of_the_ramps_start_from_a_changed_photo(tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(60, 190, (64, 64)).astype(np.uint8)).save(path)
     dataset = RampGroups([path] * 60, 40, levels=2, seed=0)
     coloured = 0
-    for index in range(3, 300, 5):  # colorfulness
+    for index in range(3, 60 * len(RAMPS), len(RAMPS)):  # colorfulness
         images, _, _ = dataset[index]
         coloured += int((images[:, 0] - images[:, 1]).abs().max() > 0.01)
     assert 1 <= coloured <= 15, "one in ten starts from a noisy photo"

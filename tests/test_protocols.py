@@ -13,6 +13,7 @@ from attriqa.protocols import (
     LeakError,
     check_leak,
     find_leaks,
+    follow_departures,
     follow_ramps,
     identical_files,
     median_of_folds,
@@ -262,3 +263,26 @@ def test_the_table_is_the_mean_over_photos_and_seeded(paths: list[Path]) -> None
         np.testing.assert_allclose(both.change[row], (np.array(alone[0].change[row]) + alone[1].change[row]) / 2)
     assert follow_ramps(measures, paths, progress=False) == both
     assert follow_ramps(measures, paths, seed=1, progress=False).change[4] != both.change[4]
+
+
+def test_scores_follow_departures_or_do_not(paths: list[Path]) -> None:
+    """Nearness to the mean light of both photos, a constant, a liking for light."""
+    light = follow_departures(lambda images: luma(images).mean((1, 2, 3)), paths, progress=False)
+    assert light["underexposed"].srocc == pytest.approx(1)
+    assert light["underexposed"].first == 1
+    assert light["underexposed"].loss > 0.1
+    assert light["overexposed"].srocc == pytest.approx(-1)
+    assert light["overexposed"].first == 0
+    assert light["overexposed"].loss < -0.05
+    still = follow_departures(lambda images: torch.full((len(images),), 0.3), paths, progress=False)
+    assert set(still.values()) == {(0.0, 0.0, 0.0)}
+
+    def balance(images: Tensor) -> Tensor:
+        means = images.mean((2, 3))
+        return -(means - means.mean(1, keepdim=True)).abs().sum(1)
+
+    cast = follow_departures(balance, paths, progress=False)
+    assert cast["cast"].srocc > 0.8
+    assert cast["flat"].loss == pytest.approx(0, abs=0.02)
+    assert follow_departures(balance, paths, progress=False) == cast
+    assert follow_departures(balance, paths, seed=1, progress=False)["cast"] != cast["cast"]

@@ -23,9 +23,7 @@ def test_weights_solve_the_penalised_equations() -> None:
     features, targets = examples(40, 6, 2.0)
     found = ridge.fit(features, targets)
     standard = (features - features.mean(0)) / features.std(0)
-    wanted = np.linalg.solve(
-        standard.T @ standard + found.penalty * np.eye(6), standard.T @ (targets - targets.mean())
-    )
+    wanted = np.linalg.solve(standard.T @ standard + found.penalty * np.eye(6), standard.T @ (targets - targets.mean()))
     np.testing.assert_allclose(found.weights, wanted, rtol=1e-8)
     assert found(features).mean() == pytest.approx(targets.mean())
 

@@ -40,7 +40,7 @@ from attriqa.losses import quality_ranking, ramp_ranking, score_loss
 from attriqa.models import load_attribute_net
 from attriqa.models.attribute_net import SHAPES, AttributeNet, Readout, Reads, rebuilt
 from attriqa.models.backbones import COMPACT, fold_batch_norm, load_compact_trunk, load_squeezenet_trunk
-from attriqa.photos import RampGroups, RandomCrops, find_photos
+from attriqa.photos import HARMFUL, RAMPS, RampGroups, RandomCrops, find_photos
 from attriqa.prompts import ATTRIBUTES
 from attriqa.protocols import Fold, follow_ramps, random_split
 from attriqa.recipe import as_dict, atomic_path, claim_folder, opt, parse_config, required, write_json
@@ -81,7 +81,8 @@ class Config:
     weight_decay: float = opt(1e-2, "AdamW's, both phases")
     ramp_levels: int = opt(4, "renderings per ramp")
     ramp_weight: float = opt(0.2, "weight of the ramps' ranking loss")
-    quality_weight: float = opt(0.2, "weight of the score's ranking along the ramps of blur and noise")
+    quality_weight: float = opt(0.4, "weight of the score's ranking along ramps that harm: blur, noise, departures")
+    quality_slope: float = opt(1.0, "gap of score logits asked along a whole such ramp")
     margin: float = opt(0.5, "margin of the ranking loss, in units of a head's output")
     crosstalk: float = opt(0.3, "weight of what a ramp moves in the other four heads, within the ranking loss")
     workers: int = opt(2, "loading processes")
@@ -222,9 +223,9 @@ def probe(run: Run, net: AttributeNet) -> None:
         view = torch.randint(views.shape[1], rows.shape, generator=generator)
         loss = score_loss(net.read(views[rows, view])[0], plan.mos[rows])
         if len(rendered):
-            groups = torch.randperm(len(rendered), generator=generator)[:16]
+            groups = torch.randperm(len(rendered), generator=generator)[:36]  # three of each ramp, about
             logit, raw = net.read(rendered[groups].flatten(0, 1))
-            loss = loss + ramp_loss(config, logit, raw, kept["levels"][groups], groups % len(ATTRIBUTES))
+            loss = loss + ramp_loss(config, logit, raw, kept["levels"][groups], groups % len(RAMPS))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -331,10 +332,12 @@ def train_epoch(
             raise SystemExit(f"{name}: the loss is {loss.item()} at epoch {epoch + 1}, step {step}")
 
 
-def ramp_loss(config: Config, logit: Tensor, raw: Tensor, level: Tensor, attribute: Tensor) -> Tensor:
+def ramp_loss(config: Config, logit: Tensor, raw: Tensor, level: Tensor, ramp: Tensor) -> Tensor:
     """What G ramps of L levels teach the heads and the score; logits (G * L,), raw attributes (G * L, 5)."""
-    heads = ramp_ranking(raw.unflatten(0, level.shape), level, attribute, config.margin, config.crosstalk)
-    return config.ramp_weight * heads + config.quality_weight * quality_ranking(logit.view_as(level), level, attribute)
+    heads = ramp_ranking(raw.unflatten(0, level.shape), level, ramp, config.margin, config.crosstalk)
+    harms = torch.tensor([name in HARMFUL for name in RAMPS])[ramp]
+    score = quality_ranking(logit.view_as(level), level, harms, config.quality_slope)
+    return config.ramp_weight * heads + config.quality_weight * score
 
 
 @torch.no_grad()

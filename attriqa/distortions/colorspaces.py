@@ -69,14 +69,14 @@ def _in_strips(change: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 
 
 def _rgb_to_lab(images: Tensor) -> Tensor:
-    lab = _mix(_to_cubes(_mix(_to_linear(images), _TO_XYZ)), _CUBES)
+    lab = _mix(_to_cubes(_mix(to_linear(images), _TO_XYZ)), _CUBES)
     lab[:, 0] -= 16
     return lab
 
 
 def _lab_to_rgb(lab: Tensor) -> Tensor:
     cubes = _mix(lab, _FROM_CUBES, offsets=(16 / 116, 16 / 116, 16 / 116))
-    return _from_linear(_mix(_from_cubes(cubes), _FROM_XYZ))
+    return from_linear(_mix(_from_cubes(cubes), _FROM_XYZ))
 
 
 def _mix(images: Tensor, matrix: Matrix, offsets: Sequence[float] = (0.0, 0.0, 0.0)) -> Tensor:
@@ -94,13 +94,14 @@ def _mix(images: Tensor, matrix: Matrix, offsets: Sequence[float] = (0.0, 0.0, 0
 # others moved to the threshold, and their sum less the common value is the curve: on a CPU twice as fast as a choice.
 
 
-def _to_linear(images: Tensor) -> Tensor:
-    """The transfer curve of sRGB, inverted (IEC 61966-2-1)."""
+def to_linear(images: Tensor) -> Tensor:
+    """The transfer curve of sRGB, inverted (IEC 61966-2-1): values in [0, 1], of any shape; no gradients."""
     lower = images.clamp(max=_KINK).sub_(_KINK).div_(12.92)
     return _power(images.clamp(min=_KINK).add_(0.055).div_(1.055), 2.4).add_(lower)
 
 
-def _from_linear(linear: Tensor) -> Tensor:
+def from_linear(linear: Tensor) -> Tensor:
+    """The transfer curve of sRGB: linear light in [0, 1], of any shape; no gradients."""
     lower = linear.clamp(max=_KINK / 12.92).mul_(12.92).sub_(_KINK + 0.055)
     return _power(linear.clamp(min=_KINK / 12.92), 1 / 2.4).mul_(1.055).add_(lower)
 

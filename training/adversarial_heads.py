@@ -1,0 +1,399 @@
+"""Train heads and regressor on what an attack makes of photos, and measure what it buys and what it costs.
+
+    python training/adversarial_heads.py --run runs/default --data clive=ChallengeDB_release --photos photos
+
+Adversarial training (Madry et al. 2018, arXiv 1706.06083) of all that learns in `training/finetune.py --mode probe`,
+from the folds that such a run left. The encoder stands still, so the search for examples takes all the time: in each of
+--rounds, random crops of training photos are pushed up, half of them also down, by PGD against the newest heads; their
+pooled statistics are kept. Heads and regressor then learn anew from where the run left them, on the examples of all
+rounds so far: the run's own losses on clean crops and ramps, and a score of each example that stays near that of the
+crop it was made of (--consistency-weight) or near its opinion score (--adversarial-weight). Attributes are held where
+they were.
+
+Each fold is measured before and after, with the same photos: its test side; white-box PGD on --attacked photos that
+nothing has learnt from, as evals/attack.py does it, in standard deviations of the net over these photos; how heads
+follow the ramps of held-out photos. What was found against the net before is also shown to the net after: if that
+pushes it further than an attack of its own, its gradients are hidden, not gone. The distortion head, if there is one,
+reads the encoder's statistics and stays as it is, to the last bit.
+
+OUT/FOLD/model.safetensors are the nets, OUT/all/model.safetensors the one to ship, OUT/metrics.json every number
+printed. A killed run goes on with the same command, and searches for few examples again.
+"""
+
+import copy
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from scipy.special import expit
+from torch import Tensor
+from tqdm import tqdm
+
+from attriqa import folds
+from attriqa.attacks import middle_squares, pgd, random_start, score_all
+from attriqa.losses import quality_ranking, ramp_ranking, score_loss
+from attriqa.models import AttributeNet
+from attriqa.models.attribute_net import squash
+from attriqa.photos import HARMFUL, RAMPS, find_photos
+from attriqa.probe_run import KeptStatistics, ProbeRun, draw_crop, read_nets, read_run
+from attriqa.prompts import ATTRIBUTES
+from attriqa.protocols import Fold, follow_ramps
+from attriqa.recipe import as_dict, atomic_path, claim_folder, opt, parse_config, required, write_json
+from attriqa.robustness import summarise
+from attriqa.training_state import set_rates
+from attriqa.views import View, look
+
+PART = 16  # photos whose examples go into one file: what a killed run loses at most
+LEARNT = ("heads_in.", "heads_out.", "regressor.")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a run does."""
+
+    run: Path = required("folder of a finished run of training/finetune.py --mode probe")
+    data: str = required("the rated data set of that run, NAME=ROOT, as clive=ChallengeDB_release")
+    photos: Path = required("folder of photos: those that are attacked, and those whose ramps the run held out")
+    out: Path = opt(Path("runs/adversarial_heads"), "where everything goes")
+    protocol: Literal["splits", "all", "both"] = opt("both", "the run's random splits, its net of every photo, or both")
+    splits: int = opt(5, "how many of the run's splits")
+    rounds: int = opt(2, "searches for examples, each against the newest heads")
+    photos_per_round: int = opt(256, "training photos in each of them; at most all")
+    epsilons: tuple[int, ...] = opt((2, 4), "largest change of a pixel value, in 1/255, drawn for each example")
+    steps: int = opt(5, "of PGD in the search")
+    epochs: int = opt(20, "over the fold's training photos, after each search")
+    batch: int = opt(64, "clean crops per step; as many examples")
+    lr: float = opt(1e-4, "AdamW: peak learning rate; falls to 0 along a cosine")
+    adversarial_weight: float = opt(0.0, "weight of the examples' loss to the opinion score")
+    consistency_weight: float = opt(0.1, "weight of |change of the score's logit| from a crop to its example")
+    drift_weight: float = opt(0.2, "weight of the attributes' squared change on clean crops, in their own scale")
+    attacked: int = opt(24, "photos that are attacked before and after, evenly spaced over the files; 2 or more")
+    attacked_pattern: str = opt("bsds_*", "which files of --photos these are")
+    side: int = opt(256, "they are reduced to this shorter edge and cut square, px")
+    budgets: tuple[int, ...] = opt((2, 8), "of those attacks, in 1/255")
+    attack_steps: int = opt(10, "of PGD in those attacks")
+    ramp_photos: int = opt(6, "held-out photos whose ramps the heads must follow; 0: none")
+    limit: float = opt(0.005, "the SROCC that robustness may cost")
+    ramp_limit: float = opt(0.01, "the SROCC that the worst head may lose on its ramp")
+    chunk: int = opt(2, "images at once in the encoder, each 110 MiB with gradients at 320 px; more for a GPU")
+    seed: int = opt(0, "of everything random but the splits")
+    smoke: bool = opt(False, "a size for tests: one split, few photos, two steps")
+
+    def __post_init__(self) -> None:
+        for name in ("splits", "rounds", "photos_per_round", "steps", "epochs", "batch", "attack_steps", "chunk"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
+        if self.attacked < 2 or self.ramp_photos < 0:
+            raise ValueError(f"--attacked: expected at least 2, got {self.attacked}, --ramp-photos {self.ramp_photos}")
+        if min(*self.epsilons, *self.budgets) < 1 or len(set(self.budgets)) < len(self.budgets):
+            raise ValueError("--epsilons, --budgets: expected positive numbers, each budget once")
+
+
+class Job(NamedTuple):
+    """One fold."""
+
+    config: Config
+    run: ProbeRun
+    fold: Fold
+    start: AttributeNet  # as the run left it
+    net: AttributeNet  # as it is being trained
+    statistics: KeptStatistics
+    squares: Tensor  # (M, 3, side, side) that are attacked
+    ramp_photos: list[Path]
+
+    @property
+    def kept(self) -> Path:
+        """Where it stands: what a killed run goes on with."""
+        return self.config.out / self.fold.name / "kept"
+
+    def standardised(self, raw: Tensor) -> Tensor:
+        """Raw statistics -> what the heads read."""
+        return (raw.to(self.net.pooled_mean.device).float() - self.net.pooled_mean) / self.net.pooled_std
+
+    def read(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw statistics (B, D) -> score logits (B,) and raw attributes (B, 5)."""
+        return self.net.read(self.standardised(raw))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Work on every fold that has no result yet, then summarise."""
+    config = parse_config(Config, argv, __doc__)
+    if config.smoke:
+        config = replace(config, splits=1, photos_per_round=4, steps=2, epochs=2, batch=8, attacked=2, side=64,
+                         budgets=config.budgets[:1], attack_steps=2, ramp_photos=1)  # fmt: skip
+    try:
+        run = read_run(config.run, config.data, protocol=config.protocol, splits=config.splits)
+        nets = read_nets(run)
+        squares, ramp_photos = read_photos(config, run)
+        claim(config, {fold.name: found.sha256 for fold, found in zip(run.plan.folds, nets, strict=True)})
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from error
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    statistics = KeptStatistics(nets[0].net.to(device), config.out / "statistics", config.chunk)
+    for fold, found in zip(run.plan.folds, nets, strict=True):
+        if not (config.out / fold.name / "metrics.json").exists():
+            start = found.net.to(device)
+            with torch.random.fork_rng(devices=[]):
+                job = Job(config, run, fold, start, copy.deepcopy(start), statistics, squares, ramp_photos)
+                run_fold(job, found.provenance)
+    finish(config, run)
+
+
+def read_photos(config: Config, run: ProbeRun) -> tuple[Tensor, list[Path]]:
+    """The squares that are attacked, and the photos whose ramps are followed.
+
+    Raises:
+        ValueError: they are not there, too few, too small, or something has learnt from them.
+    """
+    photos = find_photos(config.photos, config.attacked_pattern, config.attacked)
+    known = run.seen | {row.path.name for row in run.plan.dataset.rows}
+    learnt = sorted(path.name for path in photos if path.name in known)
+    if learnt:
+        raise ValueError(f"attacked_pattern: expected photos that nothing has learnt from, {learnt[0]} is not one")
+    chosen = np.linspace(0, len(photos) - 1, config.attacked).round().astype(int)
+    followed = [config.photos / name for name in run.held_out[: config.ramp_photos]]
+    for path in followed:
+        if not path.exists():
+            raise ValueError(f"photos: expected the photos that {run.folder} held out, {path} is not there")
+    return middle_squares([photos[i] for i in chosen], config.side), followed
+
+
+def claim(config: Config, hashes: dict[str, str]) -> None:
+    """Take the output folder for a configuration and the nets that it starts from.
+
+    Raises:
+        SystemExit: it holds a run with another configuration, or of nets that are no longer there.
+    """
+    claim_folder(config.out, config)
+    path = config.out / "start.json"
+    if not path.exists():
+        write_json(path, hashes)
+    elif json.loads(path.read_text(encoding="utf-8")) != hashes:
+        raise SystemExit(f"{config.out} began with other nets than {config.run} holds now; choose another --out")
+
+
+def run_fold(job: Job, provenance: dict[str, Any]) -> None:
+    """Measure, search and train in turn, measure again, write."""
+    folder, rounds = job.kept.parent, []
+    before = measure(job, "before")
+    pool: dict[str, Tensor] = {}
+    for number in range(1, job.config.rounds + 1):
+        found = search(job, number)
+        up, gain = found["way"] > 0, found["gain"]
+        pushed = {"up": gain[up].mean().item(), "down": gain[~up].mean().item() if len(gain[~up]) else 0.0}
+        rounds.append({"round": number, "examples": len(gain), **pushed})
+        pool = {name: torch.cat([pool[name], value]) if pool else value for name, value in found.items()}
+        train(job, pool, number)
+    after = measure(job, "after")
+    result = {"fold": job.fold.name, "n_train": len(job.fold.train), "rounds": rounds, "before": before, "after": after}
+    here = ("run", "data", "photos", "out")  # what only this machine knows
+    about = {"config": {key: value for key, value in as_dict(job.config).items() if key not in here}}
+    job.net.save(folder / "model.safetensors", provenance | {"adversarial_heads": about | {"metrics": result}})
+    write_json(folder / "metrics.json", result)
+    shutil.rmtree(job.kept)
+
+
+def measure(job: Job, when: Literal["before", "after"]) -> dict[str, Any]:
+    """What the net is worth: on its test side, under attack, on ramps."""
+    path = job.kept / f"{when}.json"
+    if path.exists():
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
+    @torch.no_grad()
+    def score(image: Tensor, view: View) -> Tensor:
+        return torch.sigmoid(job.read(job.statistics(image, view)[0])[0]).mean().reshape(1)
+
+    @torch.no_grad()
+    def attributes(images: Tensor) -> Tensor:
+        raw = job.read(job.statistics(images, "full")[:, 0])[1]
+        return squash((raw - job.net.attribute_shift) / job.net.attribute_scale)
+
+    result: dict[str, Any] = {}
+    if job.fold.test:
+        edge = job.net.config.shorter_edge
+        told = folds.evaluate_fold(job.run.plan, job.fold, score, shorter_edge=edge, views=("five_crop",))
+        result["five_crop"] = told["five_crop"]
+    if job.ramp_photos:
+        table = follow_ramps(attributes, job.ramp_photos)
+        result["ramp_srocc"] = {name: table.srocc[i][i] for i, name in enumerate(ATTRIBUTES)}
+    result |= attack(job, when)
+    write_json(path, result)
+    return result
+
+
+def attack(job: Job, when: Literal["before", "after"]) -> dict[str, Any]:
+    """What PGD gains on each photo at each budget; the photos it makes are kept, rounded to 8 bits.
+
+    For the net after, also what those made before gain.
+    """
+    config, squares, device = job.config, job.squares, job.net.pooled_mean.device
+    shape = job.net.config
+
+    def logit(images: Tensor) -> Tensor:  # of the full view, as evals/attack.py has it
+        seen = look(images, "full", shorter_edge=shape.shorter_edge, crop=shape.crop)[:, 0]
+        return job.read(job.statistics.pool(seen))[0]
+
+    def told(images: Tensor) -> dict[str, NDArray[np.float64]]:
+        found = score_all(logit, images, batch=config.chunk, device=device)
+        return {"logit": found, "score": expit(found)}
+
+    def gains(made: str, budget: int) -> dict[str, list[float]]:
+        after = told(load_file(job.kept / f"{made}-{budget}.safetensors")["attacked"].float() / 255)
+        return {scale: (after[scale] - clean[scale]).tolist() for scale in after}
+
+    clean = told(squares)
+    result: dict[str, Any] = {
+        "clean": clean["score"].tolist(),
+        "sd": {scale: float(np.std(values, ddof=1)) or 1.0 for scale, values in clean.items()},
+        "attacks": [],
+    }
+    for budget in tqdm(config.budgets, f"{job.fold.name}: attacks {when}", leave=False):
+        path = job.kept / f"{when}-{budget}.safetensors"
+        if not path.exists():
+            parts = [
+                pgd(logit, part.to(device), budget / 255, config.attack_steps) for part in squares.split(config.chunk)
+            ]
+            with atomic_path(path) as temporary:
+                save_file({"attacked": (torch.cat(parts).cpu() * 255).round().byte()}, temporary)
+        made = {"gains": gains(when, budget)} | ({"transferred": gains("before", budget)} if when == "after" else {})
+        result["attacks"].append({"budget": budget, **made})
+    return result
+
+
+def search(job: Job, number: int) -> dict[str, Tensor]:
+    """Examples of one round against the newest heads.
+
+    Returns:
+        ``clean`` and ``attacked`` raw statistics (M, D), ``row`` of the photo, ``way`` (1 up, -1 down), ``epsilon``,
+        and ``gain``, the change of the score's logit that way; (M,) each.
+    """
+    config = job.config
+    rows = np.random.default_rng([config.seed, number]).permutation(job.fold.train)[: config.photos_per_round]
+    parts = []
+    for first in tqdm(range(0, len(rows), PART), f"{job.fold.name}: search {number}", leave=False):
+        path = job.kept / f"round{number}-{first:05d}.safetensors"
+        if not path.exists():
+            found = push(job, rows[first : first + PART].tolist(), np.random.default_rng([config.seed, number, first]))
+            with atomic_path(path) as temporary:
+                save_file(found, temporary)
+        parts.append(load_file(path))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def push(job: Job, rows: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
+    """A random crop of each photo pushed up, every second one also down."""
+    crops = torch.stack([draw_crop(job.run, row, rng, job.net) for row in rows])
+    index = torch.tensor([*range(len(rows)), *range(1, len(rows), 2)])
+    way = torch.where(torch.arange(len(index)) < len(rows), 1.0, -1.0)
+    epsilon = torch.from_numpy(rng.choice(job.config.epsilons, len(index))).float() / 255
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    parts = []
+    for part in torch.arange(len(index)).split(job.config.chunk):
+        clean = crops[index[part]].to(job.net.pooled_mean.device)
+        attacked = push_chunk(job, clean, way[part].to(clean), epsilon[part].to(clean), generator)
+        with torch.no_grad():
+            parts.append(torch.stack([job.statistics.pool(images) for images in (clean, attacked)]).half().cpu())
+    still, pushed = torch.cat(parts, 1)
+    with torch.no_grad():
+        gain = way * (job.read(pushed)[0] - job.read(still)[0]).cpu()
+    row = torch.tensor(rows)[index]
+    return {"clean": still, "attacked": pushed, "row": row, "way": way, "epsilon": epsilon, "gain": gain}
+
+
+def push_chunk(job: Job, images: Tensor, way: Tensor, epsilon: Tensor, generator: torch.Generator) -> Tensor:
+    """PGD from a random start on the score's logit, each image its way within its budget."""
+
+    def scorer(pixels: Tensor) -> Tensor:
+        return way * job.read(job.statistics.pool(pixels))[0]
+
+    return pgd(scorer, images, epsilon, job.config.steps, start=random_start(images, epsilon, generator))
+
+
+def train(job: Job, pool: dict[str, Tensor], number: int) -> None:
+    """Put the heads and the regressor of a round into the net, trained unless they are kept."""
+    path = job.kept / f"heads{number}.safetensors"
+    if not path.exists():
+        job.net.load_state_dict(job.start.state_dict())
+        fit(job, pool, number)
+        learnt = {name: value for name, value in job.net.state_dict().items() if name.startswith(LEARNT)}
+        with atomic_path(path) as temporary:
+            save_file(learnt, temporary)
+    job.net.load_state_dict(job.net.state_dict() | load_file(path))
+
+
+def fit(job: Job, pool: dict[str, Tensor], number: int) -> None:
+    """Train them on kept statistics."""
+    config, rows = job.config, torch.tensor(job.fold.train)
+    torch.manual_seed(config.seed)  # dropout
+    learnt = [value.requires_grad_() for name, value in job.net.named_parameters() if name.startswith(LEARNT)]
+    optimizer = torch.optim.AdamW(learnt, lr=config.lr, weight_decay=job.run.settings["weight_decay"])
+    generator = torch.Generator().manual_seed(config.seed)
+    steps = config.epochs * max(1, len(rows) // config.batch)
+    for step in tqdm(range(steps), f"{job.fold.name}: train {number}", leave=False):
+        set_rates(optimizer, [config.lr], step / steps)
+        drawn = rows[torch.randperm(len(rows), generator=generator)[: config.batch]]
+        examples = torch.randint(len(pool["row"]), (config.batch,), generator=generator)
+        loss = clean_loss(job, drawn, generator) + examples_loss(job, pool, examples)
+        if not loss.isfinite():
+            raise SystemExit(f"{job.fold.name}: the loss is {loss.item()} at step {step} after search {number}")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    job.net.eval().requires_grad_(False)
+
+
+def clean_loss(job: Job, rows: Tensor, generator: torch.Generator) -> Tensor:
+    """The run's own losses on crops of photos and on ramps, and the attributes' drift from where the run left them."""
+    run, settings, net = job.run, job.run.settings, job.net
+    mos = run.plan.mos[rows].to(net.pooled_mean)
+    raw = run.views[rows, torch.randint(run.views.shape[1], rows.shape, generator=generator)]
+    loss = score_loss(net.train().read(job.standardised(raw))[0], mos)
+    if run.kinds:
+        groups = torch.randperm(len(run.ramps), generator=generator)[:16]
+        level, ramp = run.levels[groups].to(mos), groups % run.kinds
+        logit, attributes = job.read(run.ramps[groups].flatten(0, 1))
+        harms = torch.tensor([name in HARMFUL for name in RAMPS])[ramp]
+        heads = ramp_ranking(
+            attributes.unflatten(0, level.shape), level, ramp, settings["margin"], settings["crosstalk"]
+        )
+        ranked = quality_ranking(logit.view_as(level), level, harms, settings.get("quality_slope", 1.0))
+        loss = loss + settings["ramp_weight"] * heads + settings["quality_weight"] * ranked
+    net.eval()  # dropout would hide a small drift
+    drift = (job.read(raw)[1] - job.start.read(job.standardised(raw))[1]) / net.attribute_scale
+    return loss + job.config.drift_weight * drift.square().mean()
+
+
+def examples_loss(job: Job, pool: dict[str, Tensor], index: Tensor) -> Tensor:
+    """Examples have the opinion score of their photo, and a score close to that of their crop."""
+    config, net = job.config, job.net
+    mos = job.run.plan.mos[pool["row"][index]].to(net.pooled_mean)
+    same = score_loss(net.train().read(job.standardised(pool["attacked"][index]))[0], mos)
+    net.eval()  # dropout would hide what the attack did
+    moved = job.read(pool["attacked"][index])[0] - job.read(pool["clean"][index])[0]
+    return config.adversarial_weight * same + config.consistency_weight * moved.abs().mean()
+
+
+def finish(config: Config, run: ProbeRun) -> None:
+    """Print and write the tables and the verdict."""
+    results = [json.loads((config.out / fold.name / "metrics.json").read_text()) for fold in run.plan.folds]
+    protocol = (
+        f"white-box PGD of {config.attack_steps} steps on {config.attacked} photos, {config.side} px square, in full; "
+        "gains in standard deviations over the clean photos, mean over folds [95 % interval over photos]"
+    )
+    limits = {"limit": config.limit, "ramp_limit": config.ramp_limit}
+    summary, lines = summarise(results, in_domain=run.plan.protocol, seed=config.seed, **limits)
+    print("\n".join([protocol, *lines]))
+    write_json(config.out / "metrics.json", {"protocol": protocol, **summary, "folds": results})
+    shutil.rmtree(config.out / "statistics", ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
