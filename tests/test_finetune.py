@@ -205,3 +205,13 @@ def test_without_ramps_and_on_other_data(data: list[str], tmp_path: Path) -> Non
     assert done.returncode != 0
     assert "1 test files are training files too" in done.stderr
     assert not (tmp_path / "leak").exists()
+
+
+@pytest.mark.slow
+def test_a_regressor_on_the_attributes_of_the_default(data: list[str], tmp_path: Path) -> None:
+    words = ["--init", "default", "--regressor-reads", "attributes", "--mode", "probe", "--protocol", "splits"]
+    done = run(*PLAIN, *data, "--out", str(tmp_path), *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    path = tmp_path / "split0" / "model.safetensors"
+    assert changed(Path("default"), path) - CALIBRATION == {"regressor", "heads_in", "heads_out"}
+    assert load_with_provenance(path).model.config.regressor_reads == "attributes"

@@ -26,11 +26,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from attriqa import checkpoint
 from attriqa.distorted_crops import DistortedCrops
 from attriqa.distortion_metrics import identification_metrics
 from attriqa.losses import strength_loss
-from attriqa.models import AttributeNet, load_attribute_net
+from attriqa.models import AttributeNet, load_attribute_net, load_with_provenance
 from attriqa.models.attribute_net import COMPACT_CONFIG
 from attriqa.models.backbones import load_compact_trunk
 from attriqa.photos import find_photos
@@ -124,7 +123,7 @@ def build(config: Config) -> tuple[AttributeNet, dict[str, Any]]:
     new = ["distortion_head.", *(["regressor."] if config.regressor_reads != "features" else [])]
     state = {name: value for name, value in start.state_dict().items() if not name.startswith(tuple(new))}
     net.load_state_dict(net.state_dict() | state)
-    return net.eval(), checkpoint.load(config.init).provenance
+    return net.eval(), load_with_provenance(config.init).provenance
 
 
 @torch.no_grad()

@@ -32,12 +32,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from attriqa import checkpoint, folds
+from attriqa import folds
 from attriqa.assessment import Assessment
 from attriqa.folds import Plan
 from attriqa.images import read
 from attriqa.losses import quality_ranking, ramp_ranking, score_loss
-from attriqa.models import load_attribute_net
+from attriqa.models import load_attribute_net, load_with_provenance
 from attriqa.models.attribute_net import SHAPES, AttributeNet, Readout, Reads, rebuilt
 from attriqa.models.backbones import COMPACT, fold_batch_norm, load_compact_trunk, load_squeezenet_trunk
 from attriqa.photos import HARMFUL, RAMPS, RampGroups, RandomCrops, find_photos
@@ -60,7 +60,7 @@ class Config:
     net: Literal["compact", "squeezenet", "resnet50"] = opt("compact", "compact, SqueezeNet 1.1 or ATTIQA's ResNet-50")
     trunk: Path | None = opt(None, "ImageNet trunk: safetensors of the compact encoder, Keras' HDF5 of SqueezeNet")
     pretrained: bool = opt(False, "start ResNet-50 from timm's ImageNet weights (downloads them)")
-    init: Path | None = opt(None, "checkpoint to start from, as training/pretrain.py writes it")
+    init: Path | None = opt(None, "checkpoint to start from, as training/pretrain.py writes it; or default, judge")
     regressor_reads: Reads | None = opt(
         None, "--init: what the regressor sees: features, attributes, both; none: as there"
     )
@@ -171,7 +171,7 @@ def run_fold(run: Run) -> None:
             "data": {name: [path.name for path in paths] for name, paths in learnt.items()},
             "ramp_test_photos": [path.name for path in run.ramp_test],
             "config": {key: value for key, value in as_dict(config).items() if key not in here},
-            "init": None if config.init is None else checkpoint.load(config.init).provenance,
+            "init": None if config.init is None else load_with_provenance(config.init).provenance,
             "metrics": result,
         }
         net.save(run.folder / "model.safetensors", provenance)
