@@ -1,6 +1,6 @@
 """A rated data set cut into folds, and the test of a fold: what every recipe that learns from opinion scores shares."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +11,15 @@ from tqdm import tqdm
 from attriqa import metrics
 from attriqa.datasets import Dataset, read_dataset
 from attriqa.images import read
-from attriqa.protocols import Fold, check_leak, median_of_folds, merge_duplicates, official_fold, random_folds
+from attriqa.protocols import (
+    Fold,
+    LeakError,
+    check_leak,
+    median_of_folds,
+    merge_duplicates,
+    official_fold,
+    random_folds,
+)
 from attriqa.views import CROPPED_VIEWS, View
 
 Protocol = Literal["splits", "official", "all", "both"]
@@ -87,6 +95,33 @@ def make_plan(
         "all": f"{dataset.name}: trained on every row, tested on none",
     }
     return Plan(dataset, mos, tuple(folds), tuple(others), words["splits" if protocol == "both" else protocol])
+
+
+def refuse_learnt(plan: Plan, provenance: Mapping[str, Any], start: str) -> None:
+    """Refuse a checkpoint to start from that has learnt opinion scores of files that a fold is tested on.
+
+    Args:
+        plan: of the run.
+        provenance: of the checkpoint; it lists files by data set under ``data``, and what it started from under
+            ``init``.
+        start: what to call it.
+
+    Raises:
+        LeakError: it has; the files are counted, and one is named.
+    """
+    learnt: set[str] = set()
+    about: Any = provenance
+    while isinstance(about, Mapping):
+        data = about.get("data")
+        learnt |= set(data.get(plan.dataset.name, ())) if isinstance(data, Mapping) else set()
+        about = about.get("init")
+    for fold in plan.folds:
+        tested = [path.name for path in plan.test_paths(fold)]
+        if known := [name for name in tested if name in learnt]:
+            raise LeakError(
+                f"{start} has learnt from {len(known)} of the {len(tested)} files that {fold.name} is tested on, "
+                f"as {known[0]}: expected a start that has not seen their opinion scores"
+            )
 
 
 def evaluate_fold(

@@ -169,7 +169,7 @@ CALIBRATION = {"attribute_shift", "attribute_scale"}
 def test_modes_train_what_they_say_from_a_checkpoint(
     whole: Finished, data: list[str], tmp_path: Path, mode: str, learnt: set[str]
 ) -> None:
-    start = whole.out / "all" / "model.safetensors"
+    start = whole.out / "split0" / "model.safetensors"
     words = ["--init", str(start), "--mode", mode, "--protocol", "splits", "--fraction", "0.5"]
     done = run(*PLAIN, *data, "--out", str(tmp_path), *words)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -208,10 +208,19 @@ def test_without_ramps_and_on_other_data(data: list[str], tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_regressor_on_the_attributes_of_the_default(data: list[str], tmp_path: Path) -> None:
-    words = ["--init", "default", "--regressor-reads", "attributes", "--mode", "probe", "--protocol", "splits"]
+def test_a_regressor_on_the_attributes_of_distortions(data: list[str], tmp_path: Path) -> None:
+    words = ["--init", "default", "--regressor-reads", "attributes", "--mode", "probe", "--protocol", "all"]
     done = run(*PLAIN, *data, "--out", str(tmp_path), *words)
     assert done.returncode == 0, done.stderr[-3000:]
-    path = tmp_path / "split0" / "model.safetensors"
+    path = tmp_path / "all" / "model.safetensors"
     assert changed(Path("default"), path) - CALIBRATION == {"regressor", "heads_in", "heads_out"}
     assert load_with_provenance(path).model.config.regressor_reads == "attributes"
+
+
+def test_a_start_that_knows_the_test_side_is_refused(whole: Finished, data: list[str], tmp_path: Path) -> None:
+    words = ["--init", str(whole.out / "all" / "model.safetensors"), "--mode", "linear", "--protocol", "splits"]
+    done = run(*PLAIN, *data, "--out", str(tmp_path / "out"), *words)
+    assert done.returncode == 1
+    assert "all/model.safetensors has learnt from 8 of the 8 files that split0 is tested on" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -108,3 +108,20 @@ def test_mean_cosine_is_one_for_the_same_features_and_falls_with_the_angle(stran
     each = [float((r * g + g * b - b * r) / (r * r + g * g + b * b)) for r, g, b in colours]
     assert max(each) - min(each) > 0.01
     assert folds.mean_cosine(paths, features, turned, shorter_edge=64) == pytest.approx(sum(each) / 6, abs=1e-3)
+
+
+def test_a_start_that_has_learnt_from_test_files_is_refused(clive: Path) -> None:
+    plan = folds.make_plan(f"clive={clive}", protocol="both", splits=2)
+    split = plan.folds[1]
+    train, test = ([path.name for path in side] for side in (plan.train_paths(split), plan.test_paths(split)))
+    one = plan._replace(folds=(split,))
+    folds.refuse_learnt(one, {"data": {"CLIVE": train, "ramps": test}}, "start")
+    folds.refuse_learnt(one, {"data": {"Others": test}, "init": None}, "start")
+    folds.refuse_learnt(one, {}, "start")
+    folds.refuse_learnt(
+        plan._replace(folds=plan.folds[:1]), {"data": {"CLIVE": test}}, "start"
+    )  # all: it tests nothing
+    with pytest.raises(LeakError, match=f"start has learnt from 1 of the {len(test)} files that split0 is tested on"):
+        folds.refuse_learnt(one, {"data": {"CLIVE": [*train, test[-1]]}}, "start")
+    with pytest.raises(LeakError, match=f"start has learnt from {len(test)} of"):
+        folds.refuse_learnt(one, {"data": {"ramps": train}, "init": {"init": {"data": {"CLIVE": test}}}}, "start")

@@ -123,7 +123,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             smoke=config.smoke,
         )
         ramps = ramp_photos(config)
-    except ValueError as error:
+        if config.init is not None:
+            folds.refuse_learnt(plan, load_with_provenance(config.init).provenance, f"--init: {config.init}")
+    except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
     if accelerator.is_main_process:
         claim_folder(config.out, config)
