@@ -118,9 +118,7 @@ def test_a_start_that_has_learnt_from_test_files_is_refused(clive: Path) -> None
     folds.refuse_learnt(one, {"data": {"CLIVE": train, "ramps": test}}, "start")
     folds.refuse_learnt(one, {"data": {"Others": test}, "init": None}, "start")
     folds.refuse_learnt(one, {}, "start")
-    folds.refuse_learnt(
-        plan._replace(folds=plan.folds[:1]), {"data": {"CLIVE": test}}, "start"
-    )
+    folds.refuse_learnt(plan._replace(folds=plan.folds[:1]), {"data": {"CLIVE": test}}, "start")
     with pytest.raises(LeakError, match=f"start has learnt from 1 of the {len(test)} files that split0 is tested on"):
         folds.refuse_learnt(one, {"data": {"CLIVE": [*train, test[-1]]}}, "start")
     with pytest.raises(LeakError, match=f"start has learnt from {len(test)} of"):
