@@ -1,8 +1,8 @@
 """Improve a diffusion model with the reward: by policy gradient, or by backprop through its last steps.
 
     python examples/finetune_diffusion.py --photos photos --method backprop --epochs 6 --batch 8 --lr 2e-3 --out runs/b
-    python examples/finetune_diffusion.py --model runs/b/base --method policy --epochs 20 --batch 8 --steps 5 \
-        --lr 6e-3 --clip 1e-3 --kl-weight 0 --out runs/p
+    python examples/finetune_diffusion.py --model runs/b/base --method policy --epochs 16 --samples 128 --batch 32 \
+        --steps 5 --lr 2e-3 --clip 1e-3 --kl-weight 0 --out runs/p
     accelerate launch examples/finetune_diffusion.py --model stable-diffusion-v1-5 --prompts prompts.txt \
         --steps 20 --samples 32 --epochs 100 --lr 3e-4 --view five_crop
 
