@@ -1,12 +1,10 @@
 """training/adversarial_heads.py: examples keep their budget, training makes them worth less, a killed run goes on."""
 
 import copy
-import importlib.util
 import json
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -25,10 +23,11 @@ from attriqa.models import load_with_provenance
 from attriqa.probe_run import KeptStatistics, read_nets, read_run
 
 if TYPE_CHECKING:
-    from tests import probe_tree
+    from tests import probe_tree, unlabelled_tree
     from tests.probe_tree import Tree
 else:
     import probe_tree
+    import unlabelled_tree
     from probe_tree import Tree
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,15 +37,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "adversarial_heads_recipe", ROOT / "training" / "adversarial_heads.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return unlabelled_tree.load_recipe("adversarial_heads")
 
 
 @pytest.fixture(scope="module")

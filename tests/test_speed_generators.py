@@ -1,9 +1,7 @@
 """What the reward costs those who train generators: the steps that are measured, the memory, the commands."""
 
-import importlib.util
 import json
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -18,36 +16,27 @@ from torch import Tensor
 from attriqa import QualityReward
 
 if TYPE_CHECKING:
-    from tests import small_net
+    from tests import small_net, unlabelled_tree
     from tests.fake_scorer import paint
 else:
     import small_net
+    import unlabelled_tree
     from fake_scorer import paint
 
 ROOT = Path(__file__).resolve().parent.parent
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    module = load(ROOT / "evals" / "speed_generators.py")
+    module = unlabelled_tree.load_recipe("speed_generators", "evals")
     vars(module)["DEVICE"] = "cpu"  # also where there is a GPU
     return module
 
 
 @pytest.fixture(scope="module")
 def example() -> Iterator[ModuleType]:
-    yield load(ROOT / "examples" / "finetune_diffusion.py")
+    yield unlabelled_tree.load_recipe("finetune_diffusion", "examples")
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
 

@@ -69,9 +69,9 @@ def scores(count: int, seed: int = 0) -> "np.ndarray[tuple[int, int], np.dtype[n
     return np.random.default_rng(seed).normal(size=(count, 5)).astype(np.float32)
 
 
-def load_recipe(name: str) -> ModuleType:
-    """``training/NAME.py`` as a module, to be run in this process."""
-    spec = importlib.util.spec_from_file_location(f"recipe_{name}", ROOT / "training" / f"{name}.py")
+def load_recipe(name: str, folder: str = "training") -> ModuleType:
+    """``FOLDER/NAME.py`` as a module, to be run in this process."""
+    spec = importlib.util.spec_from_file_location(f"recipe_{name}", ROOT / folder / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
