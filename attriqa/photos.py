@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from attriqa.distortions import DEPARTURES, apply_departure, apply_ramp
+from attriqa.distortions import DEPARTURES, apply_ramp, develop, draw_departure
 from attriqa.images import read, resize_shorter
 from attriqa.prompts import ATTRIBUTES
 
@@ -69,8 +69,8 @@ class RampGroups(Dataset[tuple[Tensor, Tensor, int]]):
         seed: of the draws; `start_epoch` makes new ones.
 
     An item is ``((levels, 3, crop, crop), level of each in [0, 1], index into RAMPS)``; item i shows ramp i modulo
-    their number. The level of an attribute is `apply_ramp`'s; that of a departure one minus `apply_departure`'s
-    severity, and one of each group is 1, the photo as it was developed.
+    their number. The level of an attribute is `apply_ramp`'s; that of a departure one minus its
+    severity (`draw_departure`), and one of each group is 1, the photo as it was developed.
     """
 
     def __init__(self, paths: Sequence[Path], crop: int, levels: int, seed: int) -> None:
@@ -90,9 +90,7 @@ class RampGroups(Dataset[tuple[Tensor, Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
         ramp = index % len(RAMPS)
         rng = np.random.default_rng([self.seed, self.epoch, index])
-        photo = read(self.paths[index // len(RAMPS)])
-        cut = int(rng.integers(self.crop, min(self.crop * 4 // 3, *photo.shape[1:]) + 1))
-        image = resize_shorter(crop_and_flip(photo, cut, rng)[None], self.crop)
+        image = draw_pristine(self.paths[index // len(RAMPS)], self.crop, rng)[None]
         level = torch.from_numpy(rng.random(self.levels)).float()
         if ramp < len(ATTRIBUTES):
             return _attribute_ramp(image, ramp, level, rng), level, ramp
@@ -110,11 +108,23 @@ def _attribute_ramp(image: Tensor, attribute: int, level: Tensor, rng: np.random
 
 def _departure_ramp(image: Tensor, kind: str, level: Tensor, rng: np.random.Generator) -> Tensor:
     """What the photo departs in already is along another axis: two on one axis could undo each other."""
-    others = [other for other in DEPARTURES if DEPARTURES[other] != DEPARTURES[kind]]
-    before = MOST_BEFORE * rng.random() * (rng.random() < 0.5)
-    other, hue, other_hue = others[int(rng.integers(len(others)))], *rng.uniform(0, 2 * np.pi, 2)
-    image = apply_departure(image, other, torch.tensor([before]), other_hue)
-    return apply_departure(image.expand(len(level), -1, -1, -1), kind, 1 - level, hue)
+    others = [other for other in DEPARTURES if DEPARTURES[other] not in (DEPARTURES[kind], "all")]
+    if kind != "mixed" and rng.random() < 0.5:
+        before = draw_departure(others[int(rng.integers(len(others)))], rng)
+        image = develop(image, MOST_BEFORE * rng.random() * before[None])
+    return develop(image.expand(len(level), -1, -1, -1), (1 - level)[:, None] * draw_departure(kind, rng))
+
+
+def draw_pristine(path: Path, crop: int, rng: np.random.Generator) -> Tensor:
+    """A random crop of a pristine photo, cut at 1 to 4/3 of its size and scaled down, ``(3, crop, crop)``.
+
+    Raises:
+        ValueError: the photo is smaller.
+        attriqa.images.ImageError: it cannot be read.
+    """
+    photo = read(path)
+    cut = int(rng.integers(crop, max(crop, min(crop * 4 // 3, *photo.shape[1:])) + 1))
+    return resize_shorter(crop_and_flip(photo, cut, rng)[None], crop)[0]
 
 
 def find_photos(folder: Path, pattern: str, least: int) -> list[Path]:

@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from attriqa import folds
+from attriqa.attacks import middle_squares
 from attriqa.images import read
 from attriqa.models import AttributeNet, load_with_provenance
 from attriqa.models.backbones import fold_batch_norm
-from attriqa.photos import RAMPS, crop_and_flip
+from attriqa.photos import RAMPS, crop_and_flip, find_photos
 from attriqa.prompts import ATTRIBUTES
 from attriqa.protocols import Fold
 from attriqa.recipe import atomic_path
@@ -34,6 +35,7 @@ class ProbeRun(NamedTuple):
     ramps: Tensor  # (G, L, D) fp16, of G ramps of L renderings; group g shows RAMPS[g % kinds]
     levels: Tensor  # (G, L)
     kinds: int  # how many of RAMPS; 0 without ramps
+    ramp_photos: tuple[str, ...]  # names of the photos of these ramps
     held_out: tuple[str, ...]  # names of the photos whose ramps nothing has learnt from
     seen: frozenset[str]  # names of all photos that something has learnt from
 
@@ -81,7 +83,7 @@ def read_run(folder: Path, data: str, *, protocol: folds.Protocol, splits: int) 
     seen = frozenset(name for one in learnt for names in one["data"].values() for name in names)
     return ProbeRun(
         folder, settings, plan, kept["views"], kept["ramps"], kept["levels"], kinds,
-        tuple(learnt[0]["ramp_test_photos"]), seen,
+        tuple(ramps), tuple(learnt[0]["ramp_test_photos"]), seen,
     )  # fmt: skip
 
 
@@ -129,6 +131,31 @@ def _load(folder: Path, fold: Fold) -> FoldNet:
     if not isinstance(loaded.model, AttributeNet):
         raise ValueError(f"run: expected an AttributeNet in {fold.name}, got {type(loaded.model).__name__}")  # noqa: TRY004
     return FoldNet(loaded.model.requires_grad_(False), loaded.provenance, loaded.sha256)
+
+
+def unseen_squares(run: ProbeRun, folder: Path, pattern: str, count: int, side: int) -> Tensor:
+    """Middle squares of photos that nothing of a run has learnt from, evenly spaced over the files that match.
+
+    Args:
+        run: what has learnt.
+        folder: of the photos; those whose ramps the run held out have to be there, too.
+        pattern: which of its files.
+        count: of them.
+        side: px; see `attriqa.attacks.middle_squares`.
+
+    Raises:
+        ValueError: they are not there, too few, too small, or something has learnt from them.
+    """
+    photos = find_photos(folder, pattern, count)
+    known = run.seen | {row.path.name for row in run.plan.dataset.rows}
+    learnt = sorted(path.name for path in photos if path.name in known)
+    if learnt:
+        raise ValueError(f"attacked_pattern: expected photos that nothing has learnt from, {learnt[0]} is not one")
+    missing = [name for name in (*run.held_out, *run.ramp_photos) if not (folder / name).exists()]
+    if missing:
+        raise ValueError(f"photos: expected the photos of {run.folder}'s ramps, {folder / missing[0]} is not there")
+    chosen = np.linspace(0, len(photos) - 1, count).round().astype(int)
+    return middle_squares([photos[i] for i in chosen], side)
 
 
 def draw_crop(run: ProbeRun, row: int, rng: np.random.Generator, net: AttributeNet) -> Tensor:

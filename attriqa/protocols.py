@@ -21,7 +21,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from tqdm import tqdm
 
-from attriqa.distortions import DEPARTURES, apply_departure, apply_ramp
+from attriqa.distortions import DEPARTURES, apply_ramp, develop, draw_departure
 from attriqa.images import read
 from attriqa.prompts import ATTRIBUTES
 
@@ -314,21 +314,21 @@ class DepartureRow(NamedTuple):
 def follow_departures(
     score: Callable[[Tensor], Tensor], photos: Sequence[Path], *, seed: int = 0, progress: bool = True
 ) -> dict[str, DepartureRow]:
-    """Render each photo at five severities of each departure (`apply_departure`) and see what a score makes of them.
+    """Render each photo at five severities of each departure (`draw_departure`) and see what a score makes of them.
 
     Args:
         score: ``(B, 3, H, W)`` in [0, 1] -> ``(B,)``, higher is better.
         photos: pristine photos, better ones that nothing was learnt from.
-        seed: of the casts' hues, one per photo.
+        seed: of the departures that are drawn, one of each kind per photo.
         progress: show a progress bar.
     """
     severity = torch.linspace(0, 1, 5)
-    hues = np.random.default_rng(seed).uniform(0, 2 * np.pi, len(photos))
+    rng = np.random.default_rng(seed)
     found = {kind: np.zeros((len(photos), 3)) for kind in DEPARTURES}
     for i, path in enumerate(tqdm(photos, "departures", leave=False, disable=not progress)):
         photo = read(path)[None].expand(len(severity), -1, -1, -1)
         for kind, values in found.items():
-            said = score(apply_departure(photo, kind, severity, hues[i])).double().cpu().numpy()
+            said = score(develop(photo, severity[:, None] * draw_departure(kind, rng))).double().cpu().numpy()
             order = -spearmanr(severity, said).statistic if np.ptp(said) > 0 else 0.0
             values[i] = order, said[0] > said[2:].max(), said[0] - said[2]
     return {kind: DepartureRow(*values.mean(0).tolist()) for kind, values in found.items()}

@@ -164,7 +164,7 @@ CALIBRATION = {"attribute_shift", "attribute_scale"}
 
 
 @pytest.mark.parametrize(
-    ("mode", "learnt"), [("linear", {"regressor"}), ("probe", {"regressor", "heads_in", "heads_out"})]
+    ("mode", "learnt"), [("linear", {"regressor"}), ("probe", {"regressor", "heads_in", "heads_out", "departure_head"})]
 )
 def test_modes_train_what_they_say_from_a_checkpoint(
     whole: Finished, data: list[str], tmp_path: Path, mode: str, learnt: set[str]
@@ -198,6 +198,8 @@ def test_without_ramps_and_on_other_data(data: list[str], tmp_path: Path) -> Non
     ((name, entry),) = metrics["cross"].items()
     assert entry["n"] == 6
     assert f"on {name}" in done.stdout
+    net = load_with_provenance(tmp_path / "out" / "split0" / "model.safetensors").model
+    assert net.config.departure_width == 0, "without ramps nothing would teach that head"
     own = tmp_path / "own.csv"
     first = next(path for path in sorted((clive / "Images").rglob("*")) if path.is_file())
     own.write_text(f"path,mos\n{first},1\n{strangers / names[0]},2\n")
@@ -213,7 +215,7 @@ def test_a_regressor_on_the_attributes_of_distortions(data: list[str], tmp_path:
     done = run(*PLAIN, *data, "--out", str(tmp_path), *words)
     assert done.returncode == 0, done.stderr[-3000:]
     path = tmp_path / "all" / "model.safetensors"
-    assert changed(Path("default"), path) - CALIBRATION == {"regressor", "heads_in", "heads_out"}
+    assert changed(Path("default"), path) - CALIBRATION == {"regressor", "heads_in", "heads_out", "departure_head"}
     assert load_with_provenance(path).model.config.regressor_reads == "attributes"
 
 

@@ -323,6 +323,22 @@ def test_pooled_statistics_have_right_gradients_of_both_orders() -> None:
     torch.testing.assert_close(flat.grad, torch.full_like(flat, 1 / 30))  # a constant map has no way to deviate
 
 
+def test_a_departure_head_takes_from_the_score_and_from_nothing_else() -> None:
+    net, images = small_net.build(), torch.rand(3, 3, 64, 48, generator=torch.Generator().manual_seed(1))
+    other = rebuilt(net, departure_width=8)
+    assert other.departure_head is not None
+    with torch.no_grad():
+        before, after = net(images), other(images)
+        cost = other.departure_head(other.pool(images))
+        assert (cost > 0).all()
+        torch.testing.assert_close(after.score, torch.sigmoid(torch.logit(before.score) - cost))
+        assert torch.equal(after.attributes, before.attributes)
+    again = AttributeNetConfig.from_dict({**vars(other.config), "taps": list(other.config.taps)})
+    assert again == other.config
+    older = {name: value for name, value in vars(net.config).items() if name != "departure_width"}
+    assert AttributeNetConfig.from_dict(older) == net.config
+
+
 def test_a_rebuilt_net_changes_what_it_is_told_and_nothing_else() -> None:
     net = rebuilt(small_net.build(), distortion_width=8)
     other = rebuilt(net, regressor_reads="both")

@@ -7,7 +7,7 @@ from the folds that such a run left. The encoder stands still, so the search for
 --rounds, random crops of training photos are pushed up, half of them also down, by PGD against the newest heads; their
 pooled statistics are kept. Heads and regressor then learn anew from where the run left them, on the examples of all
 rounds so far: the run's own losses on clean crops and ramps, and a score of each example that stays near that of the
-crop it was made of (--consistency-weight) or near its opinion score (--adversarial-weight). Attributes are held where
+crop it was made of (--consistency-weight), and of the departures a ranking below their photo. Attributes are held where
 they were.
 
 Each fold is measured before and after, with the same photos: its test side; white-box PGD on --attacked photos that
@@ -23,7 +23,7 @@ printed. A killed run goes on with the same command, and searches for few exampl
 import copy
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -37,12 +37,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from attriqa import folds
-from attriqa.attacks import middle_squares, pgd, random_start, score_all
+from attriqa.adversarial_examples import pushed, tempting
+from attriqa.attacks import pgd, score_all
 from attriqa.losses import quality_ranking, ramp_ranking, score_loss
 from attriqa.models import AttributeNet
 from attriqa.models.attribute_net import squash
-from attriqa.photos import HARMFUL, RAMPS, find_photos
-from attriqa.probe_run import KeptStatistics, ProbeRun, draw_crop, read_nets, read_run
+from attriqa.photos import HARMFUL, RAMPS, draw_pristine
+from attriqa.probe_run import KeptStatistics, ProbeRun, draw_crop, read_nets, read_run, unseen_squares
 from attriqa.prompts import ATTRIBUTES
 from attriqa.protocols import Fold, follow_ramps
 from attriqa.recipe import as_dict, atomic_path, claim_folder, opt, parse_config, required, write_json
@@ -50,8 +51,9 @@ from attriqa.robustness import summarise
 from attriqa.training_state import set_rates
 from attriqa.views import View, look
 
+GROUPS = 32  # ramps per step
 PART = 16  # photos whose examples go into one file: what a killed run loses at most
-LEARNT = ("heads_in.", "heads_out.", "regressor.")
+LEARNT = ("heads_in.", "heads_out.", "departure_head.", "regressor.")
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,10 @@ class Config:
     photos_per_round: int = opt(256, "training photos in each of them; at most all")
     epsilons: tuple[int, ...] = opt((2, 4), "largest change of a pixel value, in 1/255, drawn for each example")
     steps: int = opt(5, "of PGD in the search")
+    tempting_steps: int = opt(10, "of the search for departures that the score likes; 0: none is made")
     epochs: int = opt(20, "over the fold's training photos, after each search")
     batch: int = opt(64, "clean crops per step; as many examples")
     lr: float = opt(1e-4, "AdamW: peak learning rate; falls to 0 along a cosine")
-    adversarial_weight: float = opt(0.0, "weight of the examples' loss to the opinion score")
     consistency_weight: float = opt(0.1, "weight of |change of the score's logit| from a crop to its example")
     drift_weight: float = opt(0.2, "weight of the attributes' squared change on clean crops, in their own scale")
     attacked: int = opt(24, "photos that are attacked before and after, evenly spaced over the files; 2 or more")
@@ -106,7 +108,7 @@ class Job(NamedTuple):
     net: AttributeNet  # as it is being trained
     statistics: KeptStatistics
     squares: Tensor  # (M, 3, side, side) that are attacked
-    ramp_photos: list[Path]
+    followed: list[Path]  # held-out photos whose ramps are followed
 
     @property
     def kept(self) -> Path:
@@ -116,6 +118,10 @@ class Job(NamedTuple):
     def standardised(self, raw: Tensor) -> Tensor:
         """Raw statistics -> what the heads read."""
         return (raw.to(self.net.pooled_mean.device).float() - self.net.pooled_mean) / self.net.pooled_std
+
+    def logit(self, raw: Tensor) -> Tensor:
+        """Raw statistics (B, D) -> score logits (B,)."""
+        return self.read(raw)[0]
 
     def read(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         """Raw statistics (B, D) -> score logits (B,) and raw attributes (B, 5)."""
@@ -147,30 +153,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def read_photos(config: Config, run: ProbeRun) -> tuple[Tensor, list[Path]]:
-    """The squares that are attacked, and the photos whose ramps are followed.
-
-    Raises:
-        ValueError: they are not there, too few, too small, or something has learnt from them.
-    """
-    photos = find_photos(config.photos, config.attacked_pattern, config.attacked)
-    known = run.seen | {row.path.name for row in run.plan.dataset.rows}
-    learnt = sorted(path.name for path in photos if path.name in known)
-    if learnt:
-        raise ValueError(f"attacked_pattern: expected photos that nothing has learnt from, {learnt[0]} is not one")
-    chosen = np.linspace(0, len(photos) - 1, config.attacked).round().astype(int)
-    followed = [config.photos / name for name in run.held_out[: config.ramp_photos]]
-    for path in followed:
-        if not path.exists():
-            raise ValueError(f"photos: expected the photos that {run.folder} held out, {path} is not there")
-    return middle_squares([photos[i] for i in chosen], config.side), followed
+    """The squares that are attacked, and the photos whose ramps are followed; ValueError as `unseen_squares`."""
+    squares = unseen_squares(run, config.photos, config.attacked_pattern, config.attacked, config.side)
+    return squares, [config.photos / name for name in run.held_out[: config.ramp_photos]]
 
 
 def claim(config: Config, hashes: dict[str, str]) -> None:
-    """Take the output folder for a configuration and the nets that it starts from.
-
-    Raises:
-        SystemExit: it holds a run with another configuration, or of nets that are no longer there.
-    """
+    """Take the output folder for a configuration and the nets that it starts from, unless it holds another run."""
     claim_folder(config.out, config)
     path = config.out / "start.json"
     if not path.exists():
@@ -187,8 +176,10 @@ def run_fold(job: Job, provenance: dict[str, Any]) -> None:
     for number in range(1, job.config.rounds + 1):
         found = search(job, number)
         up, gain = found["way"] > 0, found["gain"]
-        pushed = {"up": gain[up].mean().item(), "down": gain[~up].mean().item() if len(gain[~up]) else 0.0}
-        rounds.append({"round": number, "examples": len(gain), **pushed})
+        change = {"up": gain[up].mean().item(), "down": gain[~up].mean().item() if len(gain[~up]) else 0.0}
+        if "tempted" in found:
+            change["tempted"] = found["tempted"].mean().item()
+        rounds.append({"round": number, "examples": len(gain), **change})
         pool = {name: torch.cat([pool[name], value]) if pool else value for name, value in found.items()}
         train(job, pool, number)
     after = measure(job, "after")
@@ -221,8 +212,8 @@ def measure(job: Job, when: Literal["before", "after"]) -> dict[str, Any]:
         edge = job.net.config.shorter_edge
         told = folds.evaluate_fold(job.run.plan, job.fold, score, shorter_edge=edge, views=("five_crop",))
         result["five_crop"] = told["five_crop"]
-    if job.ramp_photos:
-        table = follow_ramps(attributes, job.ramp_photos)
+    if job.followed:
+        table = follow_ramps(attributes, job.followed)
         result["ramp_srocc"] = {name: table.srocc[i][i] for i, name in enumerate(ATTRIBUTES)}
     result |= attack(job, when)
     write_json(path, result)
@@ -269,19 +260,27 @@ def attack(job: Job, when: Literal["before", "after"]) -> dict[str, Any]:
 
 
 def search(job: Job, number: int) -> dict[str, Tensor]:
-    """Examples of one round against the newest heads.
+    """Examples of one round against the newest heads: of `push`, and of `tempt`, whose gain is ``tempted``."""
+    rng = np.random.default_rng([job.config.seed, number])
+    rows = rng.permutation(job.fold.train)[: job.config.photos_per_round].tolist()
+    names = rng.permutation(job.run.ramp_photos)[: job.config.photos_per_round].tolist()
+    found = in_parts(job, f"round{number}", rows, push)
+    if names and job.config.tempting_steps:
+        ramps = in_parts(job, f"tempted{number}", names, tempt)
+        found |= {"ramps": ramps["ramps"], "levels": ramps["levels"], "tempted": ramps["gain"]}
+    return found
 
-    Returns:
-        ``clean`` and ``attacked`` raw statistics (M, D), ``row`` of the photo, ``way`` (1 up, -1 down), ``epsilon``,
-        and ``gain``, the change of the score's logit that way; (M,) each.
-    """
-    config = job.config
-    rows = np.random.default_rng([config.seed, number]).permutation(job.fold.train)[: config.photos_per_round]
+
+def in_parts(
+    job: Job, title: str, items: Sequence[Any], find: Callable[[Job, Any, np.random.Generator], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """What a search finds of some items, a part of them at a time, each kept in a file of its own."""
     parts = []
-    for first in tqdm(range(0, len(rows), PART), f"{job.fold.name}: search {number}", leave=False):
-        path = job.kept / f"round{number}-{first:05d}.safetensors"
+    for first in tqdm(range(0, len(items), PART), f"{job.fold.name}: {title}", leave=False):
+        path = job.kept / f"{title}-{first:05d}.safetensors"
         if not path.exists():
-            found = push(job, rows[first : first + PART].tolist(), np.random.default_rng([config.seed, number, first]))
+            seed = [job.config.seed, *title.encode(), first]
+            found = find(job, items[first : first + PART], np.random.default_rng(seed))
             with atomic_path(path) as temporary:
                 save_file(found, temporary)
         parts.append(load_file(path))
@@ -290,31 +289,21 @@ def search(job: Job, number: int) -> dict[str, Tensor]:
 
 def push(job: Job, rows: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
     """A random crop of each photo pushed up, every second one also down."""
-    crops = torch.stack([draw_crop(job.run, row, rng, job.net) for row in rows])
-    index = torch.tensor([*range(len(rows)), *range(1, len(rows), 2)])
-    way = torch.where(torch.arange(len(index)) < len(rows), 1.0, -1.0)
-    epsilon = torch.from_numpy(rng.choice(job.config.epsilons, len(index))).float() / 255
-    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    parts = []
-    for part in torch.arange(len(index)).split(job.config.chunk):
-        clean = crops[index[part]].to(job.net.pooled_mean.device)
-        attacked = push_chunk(job, clean, way[part].to(clean), epsilon[part].to(clean), generator)
-        with torch.no_grad():
-            parts.append(torch.stack([job.statistics.pool(images) for images in (clean, attacked)]).half().cpu())
-    still, pushed = torch.cat(parts, 1)
-    with torch.no_grad():
-        gain = way * (job.read(pushed)[0] - job.read(still)[0]).cpu()
-    row = torch.tensor(rows)[index]
-    return {"clean": still, "attacked": pushed, "row": row, "way": way, "epsilon": epsilon, "gain": gain}
+    crops = torch.stack([draw_crop(job.run, row, rng, job.net) for row in rows]).to(job.net.pooled_mean.device)
+    found = pushed(
+        crops, job.statistics.pool, job.logit, rng,
+        epsilons=job.config.epsilons, steps=job.config.steps, chunk=job.config.chunk,
+    )  # fmt: skip
+    return found | {"row": torch.tensor(rows)[found["index"]]}
 
 
-def push_chunk(job: Job, images: Tensor, way: Tensor, epsilon: Tensor, generator: torch.Generator) -> Tensor:
-    """PGD from a random start on the score's logit, each image its way within its budget."""
-
-    def scorer(pixels: Tensor) -> Tensor:
-        return way * job.read(job.statistics.pool(pixels))[0]
-
-    return pgd(scorer, images, epsilon, job.config.steps, start=random_start(images, epsilon, generator))
+def tempt(job: Job, names: Sequence[str], rng: np.random.Generator) -> dict[str, Tensor]:
+    """A ramp from a random crop of each pristine photo to the departure that the net likes best."""
+    crops = torch.stack([draw_pristine(job.config.photos / name, job.net.config.crop, rng) for name in names])
+    return tempting(
+        crops.to(job.net.pooled_mean.device), job.statistics.pool, job.logit, rng,
+        steps=job.config.tempting_steps, levels=job.run.levels.shape[1], chunk=job.config.chunk,
+    )  # fmt: skip
 
 
 def train(job: Job, pool: dict[str, Tensor], number: int) -> None:
@@ -340,8 +329,7 @@ def fit(job: Job, pool: dict[str, Tensor], number: int) -> None:
     for step in tqdm(range(steps), f"{job.fold.name}: train {number}", leave=False):
         set_rates(optimizer, [config.lr], step / steps)
         drawn = rows[torch.randperm(len(rows), generator=generator)[: config.batch]]
-        examples = torch.randint(len(pool["row"]), (config.batch,), generator=generator)
-        loss = clean_loss(job, drawn, generator) + examples_loss(job, pool, examples)
+        loss = clean_loss(job, drawn, generator) + examples_loss(job, pool, generator)
         if not loss.isfinite():
             raise SystemExit(f"{job.fold.name}: the loss is {loss.item()} at step {step} after search {number}")
         optimizer.zero_grad()
@@ -357,28 +345,39 @@ def clean_loss(job: Job, rows: Tensor, generator: torch.Generator) -> Tensor:
     raw = run.views[rows, torch.randint(run.views.shape[1], rows.shape, generator=generator)]
     loss = score_loss(net.train().read(job.standardised(raw))[0], mos)
     if run.kinds:
-        groups = torch.randperm(len(run.ramps), generator=generator)[:16]
+        groups = torch.randperm(len(run.ramps), generator=generator)[:GROUPS]
         level, ramp = run.levels[groups].to(mos), groups % run.kinds
         logit, attributes = job.read(run.ramps[groups].flatten(0, 1))
         harms = torch.tensor([name in HARMFUL for name in RAMPS])[ramp]
         heads = ramp_ranking(
             attributes.unflatten(0, level.shape), level, ramp, settings["margin"], settings["crosstalk"]
         )
-        ranked = quality_ranking(logit.view_as(level), level, harms, settings.get("quality_slope", 1.0))
-        loss = loss + settings["ramp_weight"] * heads + settings["quality_weight"] * ranked
+        loss = loss + settings["ramp_weight"] * heads + rank_quality(job, logit.view_as(level), level, harms)
     net.eval()  # dropout would hide a small drift
     drift = (job.read(raw)[1] - job.start.read(job.standardised(raw))[1]) / net.attribute_scale
     return loss + job.config.drift_weight * drift.square().mean()
 
 
-def examples_loss(job: Job, pool: dict[str, Tensor], index: Tensor) -> Tensor:
-    """Examples have the opinion score of their photo, and a score close to that of their crop."""
+def examples_loss(job: Job, pool: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+    """Pushed crops score near what they were made of; tempting departures below the photo, the more the further."""
     config, net = job.config, job.net
-    mos = job.run.plan.mos[pool["row"][index]].to(net.pooled_mean)
-    same = score_loss(net.train().read(job.standardised(pool["attacked"][index]))[0], mos)
+    index = torch.randint(len(pool["row"]), (config.batch,), generator=generator)
     net.eval()  # dropout would hide what the attack did
-    moved = job.read(pool["attacked"][index])[0] - job.read(pool["clean"][index])[0]
-    return config.adversarial_weight * same + config.consistency_weight * moved.abs().mean()
+    moved = job.logit(pool["attacked"][index]) - job.logit(pool["clean"][index])
+    loss = config.consistency_weight * moved.abs().mean()
+    if "ramps" in pool:
+        groups = torch.randint(len(pool["ramps"]), (GROUPS,), generator=generator)
+        level = pool["levels"][groups].to(net.pooled_mean)
+        net.train()
+        logit = job.logit(pool["ramps"][groups].flatten(0, 1)).view_as(level)
+        loss = loss + rank_quality(job, logit, level, torch.ones(GROUPS, dtype=torch.bool))
+    return loss
+
+
+def rank_quality(job: Job, logit: Tensor, level: Tensor, harms: Tensor) -> Tensor:
+    """The run's ranking of the score along ramps, with its weight."""
+    weight: float = job.run.settings["quality_weight"]
+    return weight * quality_ranking(logit, level, harms, job.run.settings.get("quality_slope", 1.0))
 
 
 def finish(config: Config, run: ProbeRun) -> None:

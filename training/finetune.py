@@ -61,9 +61,7 @@ class Config:
     trunk: Path | None = opt(None, "ImageNet trunk: safetensors of the compact encoder, Keras' HDF5 of SqueezeNet")
     pretrained: bool = opt(False, "start ResNet-50 from timm's ImageNet weights (downloads them)")
     init: Path | None = opt(None, "checkpoint to start from, as training/pretrain.py writes it; or default, judge")
-    regressor_reads: Reads | None = opt(
-        None, "--init: what the regressor sees: features, attributes, both; none: as there"
-    )
+    regressor_reads: Reads | None = opt(None, "--init: regressor on features, attributes, both; none: as there")
     mode: Literal["full", "probe", "linear"] = opt("full", "what learns: all; all but the encoder; the regressor")
     protocol: folds.Protocol = opt("both", "random 80/20 splits, the official split, every photo, or all and splits")
     splits: int = opt(5, "number of splits, seeded 0, 1, ...")
@@ -82,7 +80,8 @@ class Config:
     ramp_levels: int = opt(4, "renderings per ramp")
     ramp_weight: float = opt(0.2, "weight of the ramps' ranking loss")
     quality_weight: float = opt(0.4, "weight of the score's ranking along ramps that harm: blur, noise, departures")
-    quality_slope: float = opt(1.0, "gap of score logits asked along a whole such ramp")
+    quality_slope: float = opt(2.0, "gap of score logits asked along a whole such ramp")
+    departure_width: int = opt(64, "hidden features of the departure head, where ramps are learnt; 0: none new")
     margin: float = opt(0.5, "margin of the ranking loss, in units of a head's output")
     crosstalk: float = opt(0.3, "weight of what a ramp moves in the other four heads, within the ranking loss")
     workers: int = opt(2, "loading processes")
@@ -184,11 +183,13 @@ def run_fold(run: Run) -> None:
 
 def build(config: Config) -> AttributeNet:
     """The network before any training of ours."""
+    width = config.departure_width if config.photos is not None and config.mode != "linear" else 0
     try:
         if config.init is not None:
             net = load_attribute_net(config.init)
-            return net if config.regressor_reads is None else rebuilt(net, regressor_reads=config.regressor_reads)
-        net = AttributeNet(SHAPES[config.net], pretrained=config.pretrained)
+            reads, width = config.regressor_reads or net.config.regressor_reads, net.config.departure_width or width
+            return rebuilt(net, regressor_reads=reads, departure_width=width)
+        net = AttributeNet(replace(SHAPES[config.net], departure_width=width), pretrained=config.pretrained)
         if config.trunk is not None:
             load_trunk = load_squeezenet_trunk if config.net == "squeezenet" else load_compact_trunk
             load_trunk(net.backbone, config.trunk)
@@ -210,9 +211,8 @@ def probe(run: Run, net: AttributeNet) -> None:
         nn.init.normal_(net.heads_in.weight, std=0.5 / views.shape[2] ** 0.5)
     views, rendered = (views - net.pooled_mean) / net.pooled_std, (rendered - net.pooled_mean) / net.pooled_std
     nn.init.constant_(net.regressor[-1].bias, float(torch.logit(plan.mos[train].mean())))  # type: ignore[arg-type]
-    learnt = list(net.regressor.parameters())
-    if config.mode != "linear":
-        learnt += [*net.heads_in.parameters(), *net.heads_out.parameters()]
+    learning = [net.regressor] if config.mode == "linear" else [net.regressor, *net.heads]
+    learnt = [parameter for part in learning for parameter in part.parameters()]
     optimizer = torch.optim.AdamW(learnt, lr=config.probe_lr, weight_decay=config.weight_decay)
     steps = config.probe_epochs * max(1, len(train) // config.probe_batch)
     generator = torch.Generator().manual_seed(config.seed)
@@ -225,7 +225,7 @@ def probe(run: Run, net: AttributeNet) -> None:
         view = torch.randint(views.shape[1], rows.shape, generator=generator)
         loss = score_loss(net.read(views[rows, view])[0], plan.mos[rows])
         if len(rendered):
-            groups = torch.randperm(len(rendered), generator=generator)[:36]  # three of each ramp, about
+            groups = torch.randperm(len(rendered), generator=generator)[:45]  # three of each ramp, about
             logit, raw = net.read(rendered[groups].flatten(0, 1))
             loss = loss + ramp_loss(config, logit, raw, kept["levels"][groups], groups % len(RAMPS))
         optimizer.zero_grad()

@@ -2,7 +2,7 @@
 
 `distort` applies one of `DISTORTIONS` to a batch, at a level per image. What is random comes from one seed per image:
 the same seed gives the same result on any device, alone or in a batch. `apply_ramp` is another, differentiable thing:
-it moves one quality attribute up or down. `apply_departure` makes what cameras and editors get wrong: casts, exposure.
+it moves one quality attribute up or down. `develop` makes what cameras and editors get wrong: casts, exposure.
 
 Four entries of the table leave an image (nearly) as it is, although their level says otherwise: level 1 of
 `gaussian_blur`, `motion_blur` and `color_saturation_2`, and level 3 of `mean_shift`.
@@ -22,18 +22,21 @@ import torch
 from torch import Tensor
 
 from attriqa.distortions import blur, codecs, color, noise, quantizers, spatial, tone
-from attriqa.distortions.departures import DEPARTURES, apply_departure
+from attriqa.distortions.departures import DEPARTURES, SETTINGS, cast_of, develop, draw_departure
 from attriqa.distortions.ramps import apply_ramp, gaussian_blur, luma
 
 __all__ = [
     "DEPARTURES",
     "DISTORTIONS",
     "DISTORTION_KEYS",
+    "SETTINGS",
     "Distortion",
-    "apply_departure",
     "apply_ramp",
+    "cast_of",
+    "develop",
     "distort",
     "distort_seeded",
+    "draw_departure",
     "find_distortion",
     "gaussian_blur",
     "luma",

@@ -1,4 +1,4 @@
-"""AttributeNet, the flagship: one encoder, five attribute heads, a distortion head, a quality regressor."""
+"""AttributeNet, the flagship: one encoder, heads for attributes, distortions and departures, a quality regressor."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -47,6 +47,7 @@ class AttributeNetConfig:
     crop: int = 320
     distortion_width: int = 0  # hidden features of the distortion head; 0: the net has none
     regressor_reads: Reads = "features"  # the heads' features, attribute_probs
+    departure_width: int = 0  # hidden features of the departure head; 0: the net has none
 
     def __post_init__(self) -> None:
         if self.regressor_reads not in ("features", "attributes", "both"):
@@ -64,10 +65,8 @@ class AttributeNetConfig:
         return cls(**{**values, "taps": tuple(values["taps"])})
 
 
-_LATER_FIELDS = {
-    "distortion_width",
-    "regressor_reads",
-}  # not in checkpoints before 0.2; their defaults are what those were
+# Not in checkpoints before 0.2; their defaults are what those were.
+_LATER_FIELDS = {"distortion_width", "regressor_reads", "departure_width"}
 
 
 COMPACT_CONFIG = AttributeNetConfig(
@@ -81,7 +80,7 @@ COMPACT_CONFIG = AttributeNetConfig(
     shorter_edge=384,
     crop=320,
 )
-"""The embedded default's setting."""
+"""The embedded default's setting, but for the heads that distortions and departures teach."""
 
 SQUEEZENET_CONFIG = dataclasses.replace(COMPACT_CONFIG, backbone=SQUEEZENET, taps=(1, 3, 5, 7, 8, 9))
 """The embedded judge's: conv1 and fire3 to fire9 of SqueezeNet 1.1."""
@@ -95,7 +94,7 @@ class AttributeNet(QualityModel):
 
     Each map is pooled to its spatial mean and, with ``statistics="mean_std"``, its standard deviation. A head is two
     linear layers; the regressor reads the features between them, five times ``head_width`` (ATTIQA 4.2: each head
-    without its last layer).
+    without its last layer). A departure head takes from the score's logit what a wrong development costs.
     """
 
     config: AttributeNetConfig
@@ -122,6 +121,7 @@ class AttributeNet(QualityModel):
         self.register_buffer("attribute_scale", torch.ones(len(ATTRIBUTES)))
         hidden = config.regressor_width
         self.distortion_head = DistortionHead(pooled, config.distortion_width) if config.distortion_width else None
+        self.departure_head = DepartureHead(pooled, config.departure_width) if config.departure_width else None
         seen = {"features": features, "attributes": PROBS, "both": features + PROBS}[config.regressor_reads]
         self.regressor = nn.Sequential(
             nn.Dropout(config.feature_dropout),
@@ -138,6 +138,12 @@ class AttributeNet(QualityModel):
     def distortions(self) -> tuple[str, ...]:
         """The 25, or none without a head for them."""
         return DISTORTION_KEYS if self.distortion_head is not None else ()
+
+    @property
+    def heads(self) -> list[nn.Module]:
+        """What learns from ramps, on statistics of an encoder that may stand still."""
+        found = [self.heads_in, self.heads_out, self.departure_head]
+        return [head for head in found if head is not None]
 
     @property
     def reads_at(self) -> int:
@@ -179,7 +185,10 @@ class AttributeNet(QualityModel):
         reads = self.config.regressor_reads
         if probs is not None and reads != "features":
             features = probs if reads == "attributes" else torch.cat([features, probs], 1)
-        return self.regressor(features).squeeze(1), torch.cat(raw, 1)
+        logit = self.regressor(features).squeeze(1)
+        if self.departure_head is not None:
+            logit = logit - self.departure_head(pooled)
+        return logit, torch.cat(raw, 1)
 
     def forward(self, images: Tensor) -> Assessment:
         """Assess (B, 3, H, W) sRGB images in [0, 1], at the size they come; nothing is checked or resized here."""
@@ -279,7 +288,8 @@ def rebuilt(net: AttributeNet, **changes: Any) -> AttributeNet:
 
     Args:
         net: whose weights it gets. A part that ``changes`` give another shape is new, with random weights.
-        changes: fields of `AttributeNetConfig`: ``distortion_width``, ``regressor_reads``, ``regressor_width``.
+        changes: fields of `AttributeNetConfig`: ``distortion_width``, ``regressor_reads``, ``regressor_width``,
+            ``departure_width``.
 
     Raises:
         ValueError: the changes do not fit one another.
@@ -322,6 +332,27 @@ class DistortionHead(nn.Module):
         probs = torch.sigmoid(self.attributes(pooled))
         weighted = probs.unflatten(1, self.weights.shape) * self.weights.softmax(1)
         return Found(weighted.sum(2), probs)
+
+
+class DepartureHead(nn.Module):
+    """Pooled statistics -> how far an image is from a well-developed one, in units of the score's logit.
+
+    The regressor learns from opinions on photos that hardly anyone spoilt on purpose, with so few features that it
+    cannot tell a cast from a colored scene; this learns from photos that were spoilt (`attriqa.distortions.develop`).
+    At least 0: a picture gains nothing by being less spoilt than photos are.
+    """
+
+    def __init__(self, pooled: int, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Dropout(0.3), nn.Linear(pooled, width), nn.ReLU(), nn.Dropout(0.3), nn.Linear(width, 1)
+        )
+        nn.init.normal_(self.layers[1].weight, std=0.5 / pooled**0.5)  # type: ignore[arg-type]
+        nn.init.constant_(self.layers[-1].bias, -1.0)  # type: ignore[arg-type]
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Standardised statistics (B, D) -> (B,), positive."""
+        return F.softplus(self.layers(pooled).squeeze(1))
 
 
 _DECILE = 4 / 3  # squash(4/3) = 0.9
