@@ -220,7 +220,9 @@ def _add_demo(commands: Any) -> None:
 
 def _add_scorer(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="default", help="'default', or a checkpoint of any kind of model [default]")
-    parser.add_argument("--view", choices=("five_crop", "full", "own"), help="what the model looks at [its usual view]")
+    parser.add_argument(
+        "--view", choices=("five_crop", "full", "native", "own"), help="what the model looks at [its usual view]"
+    )
     parser.add_argument("--device", default="cpu", help="torch device, such as cuda or cuda:1 [cpu]")
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads [as many as there are cores]")
 

@@ -23,7 +23,7 @@ def load_judge(name: str, *, device: torch.device | str | None = None) -> Judge:
     Args:
         name: ``"niqe:FILE"`` with the parameters that `attriqa.niqe.NIQE` reads, ``"brisque:FOLDER"`` with those of
             `attriqa.brisque.BRISQUE`, or what `attriqa.QualityReward` takes as model: ``"judge"``, the packaged one on
-            another encoder than the default's, ``"default"``, or a checkpoint. A model takes the full view if it can.
+            another encoder than the default's, ``"default"``, or a checkpoint. A model takes the native view if it can.
         device: where it is put.
 
     Raises:
@@ -36,7 +36,7 @@ def load_judge(name: str, *, device: torch.device | str | None = None) -> Judge:
         if where and kind == "brisque":
             return BRISQUE(where).to(device)
         reward = QualityReward(name, device=device)
-        return QualityReward(name, view="full", device=device) if "full" in reward.model.views else reward
+        return QualityReward(name, view="native", device=device) if "native" in reward.model.views else reward
     except FileNotFoundError as error:
         missing = Path(where or name) if error.filename is None else error.filename
         raise ValueError(f"judge: expected {NAMES}; got {name}, and there is no {missing}") from error

@@ -57,8 +57,9 @@ class QualityReward(Reward):
             sum of absolute weights, so it stays within [-1, 1], and within [0, 1] where no weight is negative.
             ``"score"`` counts 1 unless given. ``None``: the score alone.
         view: ``"five_crop"``: mean over four corners and the centre, the view that the default was tested with;
-            ``"full"``: the whole image at the model's shorter edge, 3.5 times fewer pixels for the encoder; ``"own"``:
-            what the model cuts out by itself, as CLIP's preprocessing does. ``None``: the model's usual one,
+            ``"full"``: the whole image at the model's shorter edge, 3.5 times fewer pixels for the encoder;
+            ``"native"``: the same, but small images are not scaled up, which a model takes for blur; ``"own"``: what
+            the model cuts out by itself, as CLIP's preprocessing does. ``None``: the model's usual one,
             ``"five_crop"`` for an `AttributeNet`, ``"own"`` for a model on CLIP.
         device: where the model is put.
         dtype: ``torch.float32``, or ``torch.bfloat16`` / ``torch.float16`` to run the encoder under autocast (the
@@ -205,7 +206,7 @@ class QualityReward(Reward):
             raise ValueError(f"threads: expected at least 1, got {threads}")
         workers = threads or min(8, os.cpu_count() or 1)
         source = iter(paths)
-        edge = self.model.reads_at
+        edge = None if self.view == "native" else self.model.reads_at
         with ThreadPoolExecutor(workers, thread_name_prefix="attriqa-read") as pool:
 
             def submit() -> list[tuple[str, Future[Tensor]]]:

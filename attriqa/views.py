@@ -1,4 +1,4 @@
-"""What a model sees of an image: the five-crop view, the full view, or what the model itself cuts out."""
+"""What a model sees of an image: five crops, the whole of it, or what the model itself cuts out."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from attriqa.assessment import Assessment
-from attriqa.images import five_crops, resize_shorter
+from attriqa.images import MIN_SIDE, five_crops, resize_shorter
 
-View = Literal["five_crop", "full", "own"]
-CROPPED_VIEWS: tuple[View, ...] = ("five_crop", "full")
+View = Literal["five_crop", "full", "native", "own"]
+CROPPED_VIEWS: tuple[View, ...] = ("five_crop", "full", "native")
 """Those that `look` makes; ``"own"``: the model resizes and crops by itself, as CLIP's preprocessing does."""
 
 
@@ -20,7 +20,8 @@ def look(images: Tensor, view: View, *, shorter_edge: int, crop: int) -> Tensor:
     Args:
         images: ``(B, 3, H, W)``.
         view: ``"full"``: the whole image at ``shorter_edge``; ``"five_crop"``: four corners and the centre of that,
-            ``crop`` pixels wide (less where a very elongated image has a shorter side under ``crop``).
+            ``crop`` pixels wide (less where a very elongated image has a shorter side under ``crop``); ``"native"``:
+            as ``"full"``, but an image whose shorter side is less stays as it is.
         shorter_edge: pixels; images are scaled up or down to it.
         crop: pixels.
 
@@ -32,10 +33,15 @@ def look(images: Tensor, view: View, *, shorter_edge: int, crop: int) -> Tensor:
     """
     if view not in CROPPED_VIEWS:
         raise ValueError(f"view: expected {' or '.join(CROPPED_VIEWS)}, got {view!r}")
-    resized = resize_shorter(images, shorter_edge)
-    if view == "full":
+    resized = resize_shorter(images, edge_of(view, *images.shape[2:], shorter_edge=shorter_edge))
+    if view != "five_crop":
         return resized.unsqueeze(1)
     return five_crops(resized, min(crop, *resized.shape[2:]))
+
+
+def edge_of(view: View, height: int, width: int, *, shorter_edge: int) -> int:
+    """The shorter side that an image of a height and width is resized to for a view, px."""
+    return max(MIN_SIDE, min(shorter_edge, height, width)) if view == "native" else shorter_edge
 
 
 def average_over_view(

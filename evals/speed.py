@@ -38,11 +38,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from attriqa import QualityReward
+from attriqa.folds import TESTED_VIEWS
 from attriqa.images import find, read
 from attriqa.models import AttributeNet, load_attribute_net
 from attriqa.recipe import as_dict, opt, parse_config, write_json
 from attriqa.timing import Numbers, interleave, machine, print_table, ratios
-from attriqa.views import CROPPED_VIEWS, View
+from attriqa.views import View
 
 ONE_CHUNK = 1 << 20  # MiB: a memory budget that no batch here reaches
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -246,7 +247,7 @@ def measure_memory(config: Config, folder: Path) -> Numbers:
     for case in tqdm(CASES, desc="memory", unit="case", leave=False, disable=None):
         result[f"{case}_mib"] = _in_new_process(_peak_of_case, work._replace(case=case))
     result |= {"batch_n": sizes.batch, "batch_gradient_n": sizes.batch_gradient, "files_n": sizes.files}
-    for view in tqdm(CROPPED_VIEWS, desc="bytes per pixel", unit="view", leave=False, disable=None):
+    for view in tqdm(TESTED_VIEWS, desc="bytes per pixel", unit="view", leave=False, disable=None):
         for gradient in (False, True):
             kind = "backward" if gradient else "forward"
             result[f"{view}_{kind}_bytes_per_pixel"] = bytes_per_pixel(config, view, gradient)
@@ -295,7 +296,7 @@ CASES: dict[str, Callable[[QualityReward, Load], object]] = {
 def bytes_per_pixel(config: Config, view: View, gradient: bool) -> float:
     """By how much the peak grows with each pixel that enters the encoder, in fp32, without the input itself."""
     net = load_attribute_net(config.model).config
-    pixels = net.shorter_edge**2 if view == "full" else 5 * net.crop**2
+    pixels = 5 * net.crop**2 if view == "five_crop" else net.shorter_edge**2
     few, many = 2, 2 + -(-2_000_000 // pixels)  # a difference of some 100 MiB and more stands out
     peaks = [_in_new_process(peak_of_batch, config, view, gradient, count, many) for count in (few, many)]
     return (peaks[1] - peaks[0]) * 2**20 / ((many - few) * pixels)

@@ -63,7 +63,7 @@ class Config:
     side: int = opt(256, "px of the pictures")
     bank: int = opt(24, "images in the bank; photos are taken in turn where they are fewer")
     model: str = opt("default", "default, or the path of a checkpoint")
-    view: View = opt("full", "of the reward")
+    view: View = opt("native", "of the reward")
     device: Literal["cpu", "cuda"] = opt("cpu", "where the environment runs")
     threads: int = opt(1, "threads of torch")
     rounds: int = opt(3, "rounds")

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from attriqa import ATTRIBUTES, QualityReward, load
+from attriqa.folds import TESTED_VIEWS
 from attriqa.models import load_with_provenance
-from attriqa.views import CROPPED_VIEWS
 
 if TYPE_CHECKING:
     from tests import clive_tree
@@ -66,7 +66,7 @@ def test_metrics_are_complete_and_those_printed(whole: Finished) -> None:
     assert every["n_train"] == 24
     assert split["n_train"] + split["full"]["n"] == 24
     assert "80/20" in metrics["protocol"]
-    for view in CROPPED_VIEWS:
+    for view in TESTED_VIEWS:
         assert view not in every, "a model of all photos has none left to be tested on"
         assert {"srocc", "plcc", "plcc_fitted", "krocc", "rmse", "n"} <= set(metrics[view])
         assert metrics[view]["srocc"] == split[view]["srocc"], "the median of one"

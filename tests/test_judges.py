@@ -30,7 +30,7 @@ def test_names_give_judges_that_prefer_more(tmp_path: Path) -> None:
         model = load_judge(name)
         assert isinstance(model, QualityReward)
         assert model.identity.startswith(f"{Path(name).stem}-")
-        assert model.view == "full"
+        assert model.view == "native"
 
 
 @pytest.mark.parametrize("name", ["nobody", "niqe:nowhere.npz", "brisque:nowhere", "gone.safetensors"])
@@ -56,7 +56,7 @@ def test_what_is_optimised_is_no_judge_in_any_view() -> None:
     assert make_judge("judge", optimised=QualityReward()) is not None
     guarded = make_reward("guarded")
     for name in ("default", "judge"):
-        with pytest.raises(ValueError, match=f"{name} is in default-.*/full/guard-"):
+        with pytest.raises(ValueError, match=f"{name} is in default-.*/native/guard-"):
             make_judge(name, optimised=guarded)
     assert make_judge("noisiness", optimised=guarded) is not None
 
@@ -64,7 +64,7 @@ def test_what_is_optimised_is_no_judge_in_any_view() -> None:
 def test_rewards_by_name() -> None:
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     plain, guarded = make_reward("default"), make_reward("guarded")
-    assert plain.view == guarded.view == "full"
+    assert plain.view == guarded.view == "native"
     assert guarded(images).item() < plain(images).item()
     with pytest.raises(FileNotFoundError):
         make_reward("no-such-file.safetensors")

@@ -158,6 +158,20 @@ def test_the_five_crop_view_is_the_mean_over_the_corners_and_the_centre(weights:
     assert (torch.stack(scores).mean(0) - whole).abs().min() > 5e-3, "the views must differ for this to be a test"
 
 
+def test_the_native_view_scales_down_and_never_up(weights: Path, tmp_path: Path) -> None:
+    native, full, net = QualityReward(weights, view="native"), QualityReward(weights, view="full"), small_net.build()
+    edge = small_net.CONFIG.shorter_edge
+    small, large = pictures(2, edge - 20, edge - 10), pictures(2, edge + 40, edge + 30)
+    assert torch.equal(native(large), full(large))
+    with torch.no_grad():
+        torch.testing.assert_close(native(small), net(small).score, rtol=0, atol=2e-3)
+    assert (native(small) - full(small)).abs().min() > 1e-3
+    pixels = (small[0].permute(1, 2, 0) * 255).round().byte().numpy()
+    Image.fromarray(pixels).save(tmp_path / "small.png")
+    (row,) = native.score_files([tmp_path / "small.png"])
+    assert row.score == pytest.approx(native(small)[0].item(), abs=5e-3)
+
+
 def test_identity_tells_weights_and_views_apart(weights: Path, tmp_path: Path) -> None:
     (tmp_path / "small").mkdir()
     other = small_net.save(tmp_path / "small" / "small.safetensors", seed=1)
@@ -165,7 +179,7 @@ def test_identity_tells_weights_and_views_apart(weights: Path, tmp_path: Path) -
     copied.write_bytes(weights.read_bytes())
     views: tuple[View, ...] = CROPPED_VIEWS
     names = {QualityReward(path, view=view).identity for path in (weights, other) for view in views}
-    assert len(names) == 4
+    assert len(names) == 6
     assert QualityReward(weights).identity == QualityReward(copied, dtype=torch.bfloat16).identity
     assert QualityReward(weights, view="full").identity.endswith("/full")
     assert not torch.equal(QualityReward(weights)(pictures(1)), QualityReward(other)(pictures(1)))

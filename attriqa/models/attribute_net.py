@@ -18,7 +18,7 @@ from attriqa.models.backbones import COMPACT, SQUEEZENET, Backbone, fold_batch_n
 from attriqa.models.base import QualityModel
 from attriqa.prompts import ATTRIBUTES
 from attriqa.recipe import as_dict
-from attriqa.views import CROPPED_VIEWS, View, average_over_view
+from attriqa.views import CROPPED_VIEWS, View, average_over_view, edge_of
 
 Reads = Literal["features", "attributes", "both"]
 PROBS = 5 * len(DISTORTION_KEYS)  # attribute probabilities: five to a distortion (ExIQA)
@@ -156,8 +156,8 @@ class AttributeNet(QualityModel):
 
     def activation_bytes(self, height: int, width: int, view: View, *, gradients: bool) -> int:
         """By the pixels that enter the encoder."""
-        h, w = target_size(height, width, self.config.shorter_edge)
-        pixels = h * w if view == "full" else 5 * min(self.config.crop, h, w) ** 2
+        h, w = target_size(height, width, edge_of(view, height, width, shorter_edge=self.config.shorter_edge))
+        pixels = 5 * min(self.config.crop, h, w) ** 2 if view == "five_crop" else h * w
         return pixels * (_BYTES_PER_PIXEL_BACKWARD if gradients else _BYTES_PER_PIXEL_FORWARD)
 
     def prepare(self) -> None:

@@ -76,7 +76,7 @@ class ISPCore:
             raise ValueError(f"count: expected at least one environment; got {count}")
         self.task = task or TuningTask()
         self.bank = bank
-        self._ask = _asking(QualityReward(view="full", device=bank.device) if scorer is None else scorer)
+        self._ask = _asking(QualityReward(view="native", device=bank.device) if scorer is None else scorer)
         self._state = make_state(self.task, bank, count)
         self.images = np.zeros(count, np.int64)
         self.steps = np.full(count, -1)  # -1: not begun, or over

@@ -8,8 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attriqa import Guard, QualityReward, judges, signal_measures
+from attriqa import Guard, QualityReward, judges, load, signal_measures
 from attriqa.guard import GuardedModel
+from attriqa.views import View
 from attriqa_envs.core import Arrays, ISPCore
 from attriqa_envs.tools import DONE
 
@@ -40,14 +41,16 @@ REWARDS = "default; guarded, a lower bound over default and judge (attriqa.Guard
 
 
 def make_reward(name: str, *, device: torch.device | str | None = None) -> QualityReward:
-    """What an ISP is tuned for, by its name (`REWARDS`): whole images, each looked at once.
+    """What an ISP is tuned for, by its name (`REWARDS`): whole images, each looked at once, small ones not scaled up.
 
     Raises:
         ValueError: there is no such model, or it has not learnt to score.
         FileNotFoundError: there is no such file.
     """
     guard = Guard() if name == "guarded" else None
-    return QualityReward("default" if guard else name, guard=guard, view="full", device=device)
+    model = "default" if guard else name
+    view: View | None = "native" if "native" in load(model).views else None
+    return QualityReward(model, guard=guard, view=view, device=device)
 
 
 def make_judge(name: str, *, device: torch.device | str | None = None, optimised: QualityReward | None = None) -> Judge:
