@@ -79,7 +79,7 @@ class Config:
     cache: Path | None = opt(None, "folder that keeps decoded files; OUT/cache unless given")
     model: str = opt("default", f"what is optimised: {REWARDS}")
     judges: tuple[str, ...] = opt(("sharpness", "noisiness"), "held-out, which nothing optimises; see above")
-    side: int | None = opt(None, "px of the pictures, central squares; the policy's, or 128")
+    side: int | None = opt(None, "px of the pictures, central squares; the policy's, or 192")
     parameters: tuple[str, ...] | None = opt(None, "without a policy: ISP parameters that may change; all unless given")
     distance_weight: float = opt(0.02, "without a policy: reward per mean squared distance from the default")
     clipping_weight: float = opt(0.1, "without a policy: reward per share of clipped pixels")
@@ -157,7 +157,7 @@ def set_up(config: Config) -> Setup:
         parameters=config.parameters, distance_weight=config.distance_weight, clipping_weight=config.clipping_weight
     )
     task = task if policy is None else policy.task
-    trained = 128 if policy is None else int(policy.about.get("config", {}).get("side", 128))
+    trained = 192 if policy is None else int(policy.about.get("config", {}).get("side", 192))
     reward = make_reward(config.model, device=config.device)
     names = () if config.recover else dict.fromkeys(config.judges)
     judges = {name: make_judge(name, device=config.device, optimised=reward) for name in names}

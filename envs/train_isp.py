@@ -80,7 +80,7 @@ class Config:
     algo: Algorithm = opt("ppo", "algorithm; dqn chooses among the 37 tools of DRL-ISP, the others move ISP parameters")
     steps: int = opt(50_000, "steps to train for, rounded up to whole rollouts")
     envs: int = opt(16, "environments, rendered and scored in one batch")
-    side: int = opt(128, "px of the pictures, central squares")
+    side: int = opt(192, "px of the pictures, central squares")
     variants: int = opt(4, "photos: raw files made of each photo to train on")
     horizon: int | None = opt(None, "steps of an episode: 5, dqn 3")
     parameters: tuple[str, ...] | None = opt(None, "ISP parameters that may change; all unless given")

@@ -130,7 +130,7 @@ def set_up(config: Config) -> Setup:
     task = TuningTask(
         parameters=config.parameters, distance_weight=config.distance_weight, clipping_weight=config.clipping_weight
     )
-    side = 256 if policy is None else int(policy.about.get("config", {}).get("side", 128))
+    side = 256 if policy is None else int(policy.about.get("config", {}).get("side", 192))
     cache = RenditionCache(config.out / "cache", config.side or side)
     reward = make_reward(config.model, device=config.device)
     return Setup(task if policy is None else policy.task, cache, reward, policy)
