@@ -122,6 +122,15 @@ def verdict(
     }  # fmt: skip
 
 
+def _tested(results: Sequence[Result]) -> list[str]:
+    """The median of every metric after, and the SROCC of each split."""
+    after = [result["after"]["five_crop"] for result in results]
+    names = [name for name, value in after[0].items() if isinstance(value, float)]
+    medians = ", ".join(f"{name} {np.median([one[name] for one in after]):.4f}" for name in names)
+    each = " ".join(f"{one['srocc']:.3f}" for one in after)
+    return [f"after, median over splits: {medians}; SROCC of each: {each}"]
+
+
 _HEADER = ("folds", "attack", "before", "after", "bought", "those before, shown to the net after")
 
 
@@ -168,6 +177,7 @@ def summarise(
         lines += [
             f"{in_domain}, five crops: SROCC {srocc['before']:.4f} -> {srocc['after']:.4f}; within a split "
             f"{-srocc['mean_cost']:+.4f} in the mean, {-srocc['worst_cost']:+.4f} at worst",
+            *_tested(tested),
             told["words"],
         ]
     return summary, lines

@@ -137,6 +137,7 @@ def test_splits_and_the_net_to_ship_are_told_apart() -> None:
     (row,) = (line for line in lines if line.startswith("| all | PGD 2/255, logit |"))
     assert row.split(" | ")[2].startswith(f"{summary['attacks']['all']['logit'][0]['before']['mean']:+.2f} [")
     assert "in-domain: CLIVE, five crops: SROCC 0.8200 -> 0.8200" in text
+    assert "after, median over splits: srocc 0.8200; SROCC of each: 0.8" in text
     assert lines[-1] == summary["verdict"]["words"]
     alone, lines = summarise(results[:1], in_domain="none", seed=0, **LIMITS)
     assert "verdict" not in alone, "without a test side nothing is known of the cost"
