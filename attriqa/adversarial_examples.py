@@ -18,6 +18,7 @@ Read = Callable[[Tensor], Tensor]
 """Raw pooled statistics ``(B, D)`` -> logits of the score ``(B,)``."""
 
 NEAREST = 0.3  # severity from which a development is surely worse than a pristine photo
+MOST_NOISE = 0.15  # standard deviation of the noise at most, of pixel values in [0, 1]
 _RATE = 0.15  # Adam's first, in units of a setting; it falls to a tenth
 
 
@@ -66,11 +67,13 @@ def tempting(
 ) -> dict[str, Tensor]:
     """Ramps from each crop of a pristine photo to the departure from it that the score likes best.
 
+    Two of three get noise first, which grows along the ramp too: to a score, sharpened noise may be detail.
+
     Args:
         crops: ``(N, 3, H, W)`` in [0, 1].
         pool: the encoder.
         read: the heads that are tempted.
-        rng: of the departures that the search starts at.
+        rng: of the noise, and of the departures that the search starts at.
         steps: of that search (`tempting_settings`).
         levels: renderings per ramp, at even steps of severity from the crop on.
         chunk: images at once in the encoder.
@@ -82,10 +85,13 @@ def tempting(
     ramps, severities = [], []
     for part in crops.split(chunk):
         start = torch.stack([draw_departure("mixed", rng) * rng.uniform(NEAREST, 1) for _ in part])
-        settings = tempting_settings(lambda pixels: read(pool(pixels)), part, start.to(part), steps)
+        sigma = rng.uniform(0, MOST_NOISE, (len(part), 1, 1, 1)) * (rng.random((len(part), 1, 1, 1)) < 2 / 3)
+        noise = torch.from_numpy(sigma * rng.standard_normal(part.shape)).to(part)
+        noisy = (part + noise).clamp(0, 1)
+        settings = tempting_settings(lambda pixels: read(pool(pixels)), noisy, start.to(part), steps)
         shares = torch.linspace(0, 1, levels).to(part)
         with torch.no_grad():
-            shown = [pool(develop(part, share * settings)).half().cpu() for share in shares]
+            shown = [pool(develop(torch.lerp(part, noisy, share), share * settings)).half().cpu() for share in shares]
         ramps.append(torch.stack(shown, 1))
         severities.append((settings.norm(dim=1, keepdim=True) * shares).cpu())
     found = torch.cat(ramps)

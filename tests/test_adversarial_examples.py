@@ -67,6 +67,17 @@ def test_ramps_go_from_the_photo_to_what_tempts(photos: Tensor) -> None:
     assert (found["levels"][:, -1] <= 1 - NEAREST + 1e-5).all()
 
 
+def test_some_ramps_end_in_noise_and_all_begin_without(photos: Tensor) -> None:
+    def pool(images: Tensor) -> Tensor:
+        return torch.stack([images.diff(dim=dim).abs().mean((1, 2, 3)) for dim in (2, 3)], 1)
+
+    crops = photos.repeat(4, 1, 1, 1)
+    found = tempting(crops, pool, lambda raw: raw.sum(1), np.random.default_rng(0), steps=1, levels=3, chunk=12)
+    torch.testing.assert_close(found["ramps"][:, 0], pool(crops).half())
+    rough = found["ramps"].float().sum(2)
+    assert 3 <= int((rough[:, 2] > 3 * rough[:, 0]).sum()) <= 11, "two of three, where they are not blurred"
+
+
 def test_a_start_that_is_too_near_or_too_far_is_named(photos: Tensor) -> None:
     for length in (0.1, 1.2):
         wrong = starts(3) * 2 * length
