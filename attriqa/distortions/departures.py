@@ -40,8 +40,8 @@ def draw_departure(kind: str, rng: np.random.Generator) -> Tensor:
         ValueError: ``kind`` is none of `DEPARTURES`.
     """
     if kind == "mixed":
-        drawn = torch.from_numpy(rng.standard_normal(len(SETTINGS))).float()
-        return drawn / drawn.norm()
+        drawn = rng.standard_normal(len(SETTINGS))
+        return torch.from_numpy(drawn / np.linalg.norm(drawn)).float()
     if kind == "cast":
         return cast_of(float(rng.uniform(0, 2 * np.pi)))
     if kind not in _SINGLE:
