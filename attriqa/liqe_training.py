@@ -100,19 +100,29 @@ class GridCrops(Dataset[Patches]):
         config: the grid.
         count: crops of each; a place may come twice.
         seed: of the draws.
+        keep: bytes of images that each loading process keeps at the size that crops are taken from, so that it reads
+            the first ones of them once; small data sets fit whole.
     """
 
     def __init__(
-        self, paths: Sequence[Path], crop: tuple[int, int], config: LIQEConfig, count: int, *, seed: int = 0
+        self,
+        paths: Sequence[Path],
+        crop: tuple[int, int],
+        config: LIQEConfig,
+        count: int,
+        *,
+        seed: int = 0,
+        keep: int = 1 << 30,
     ) -> None:
         self.paths, self.crop, self.config, self.count, self.seed = list(paths), crop, config, count, seed
+        self._room, self._kept = keep, dict[int, Tensor]()
 
     def __getitem__(self, where: tuple[int, int]) -> Patches:
         epoch, number = where
         rng = np.random.default_rng([self.seed, epoch, number])
         height, width = self.crop
         try:
-            image = fit(read(self.paths[number])[None], self.crop, self.config)
+            image = self._image(number)
         except ImageError as error:  # it is raised where the batch is used: a loader's process would garble it
             empty = torch.zeros(self.count, 3, height, width, dtype=torch.uint8)
             return Patches(empty, number, {error.path: error.reason})
@@ -121,7 +131,17 @@ class GridCrops(Dataset[Patches]):
         places = grid((image.shape[2], image.shape[3]), self.crop, self.config)
         taken = [places[index] for index in rng.integers(len(places), size=self.count)]
         cut = torch.cat([image[:, :, y : y + height, x : x + width] for y, x in taken])
-        return Patches((cut * 255).round().to(torch.uint8), number, {})
+        return Patches(cut, number, {})
+
+    def _image(self, number: int) -> Tensor:
+        """(1, 3, H, W) uint8, no smaller than the crop."""
+        if number in self._kept:
+            return self._kept[number]
+        image = (fit(read(self.paths[number])[None], self.crop, self.config) * 255).round().to(torch.uint8)
+        if image.nbytes <= self._room:
+            self._room -= image.nbytes
+            self._kept[number] = image
+        return image
 
 
 class JointBatches(Sampler[list[tuple[int, int]]]):

@@ -219,6 +219,8 @@ def _where(experiment: str, fold: Mapping[str, Any]) -> tuple[str, ...]:
         return ("score",)
     if experiment == "mp-iqe-cross":  # under the other data set's own name
         return ("tests", next((name for name in fold.get("tests", {}) if name != "test"), "another data set"))
+    if experiment == "liqe":  # which learns from several sets and tests each under its own name
+        return ("tests", next(iter(fold.get("tests", {})), "its own data set"))
     return ("tests", "test")
 
 

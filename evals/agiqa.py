@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import attriqa
-from attriqa import ATTRIBUTES, metrics
+from attriqa import metrics
 from attriqa.images import ImageError
 from attriqa.pair_files import is_blank
 from attriqa.recipe import as_dict, atomic_path, opt, parse_config, required, write_json
@@ -45,7 +45,6 @@ GENERATORS = {  # every setting, as image names begin; in the plot, a hue for ea
     "xl2.2_normal": "#d62728",
 }
 NAME = re.compile(f"({'|'.join(map(re.escape, GENERATORS))})_\\d+\\.jpg")
-COLUMNS = ["name", "score", *ATTRIBUTES, "mos_quality", "generator", "prompt"]
 OFFICIAL = 2982
 SMOKE = 40
 RESAMPLES = 1000  # behind every bootstrap interval
@@ -62,7 +61,7 @@ class Config:
     root: Path = required("folder with the official data.csv and its images beside it")
     out: Path = opt(Path("runs/agiqa"), "folder of results")
     model: str = opt("default", "the embedded weights, or a checkpoint's path")
-    view: Literal["five_crop", "full"] = opt("five_crop", "what the model sees of an image")
+    view: Literal["five_crop", "full", "own"] | None = opt(None, "what the model sees of an image; none: its usual one")
     device: str = opt("cpu", "torch device")
     allow_missing: bool = opt(False, "give numbers although rows are unusable or images missing; they are counted")
     seed: int = opt(0, "of the bootstrap")
@@ -144,15 +143,18 @@ def refuse_or_tell(config: Config, problems: dict[str, str]) -> None:
     print(f"left out, as --allow-missing says: {text}")
 
 
-def open_scores(config: Config, identity: str, rows: Sequence[Row]) -> dict[str, list[float]]:
+def open_scores(
+    config: Config, identity: str, attributes: Sequence[str], rows: Sequence[Row]
+) -> dict[str, list[float]]:
     """Score and attributes by name from an earlier run of the same model and view; a half-written line is cut off."""
     path, made = config.out / "scores.csv", config.out / "run.json"
+    columns = ",".join(["name", "score", *attributes, "mos_quality", "generator", "prompt"])
     data = path.read_bytes() if path.exists() else b""
-    header = (",".join(COLUMNS) + "\r\n").encode()
+    header = f"{columns}\r\n".encode()
     whole = data[: data.rfind(b"\n") + 1]
     records = list(csv.reader(io.StringIO(whole.decode("utf-8", "replace"), newline="")))
     if not (data.startswith(header) or header.startswith(data)):
-        raise DataError(f"{path}: expected the header {','.join(COLUMNS)}; choose another --out")
+        raise DataError(f"{path}: expected the header {columns}; choose another --out")
     if records[1:]:
         theirs = json.loads(made.read_text(encoding="utf-8"))["identity"] if made.exists() else "an unknown model"
         if theirs != identity:
@@ -162,7 +164,7 @@ def open_scores(config: Config, identity: str, rows: Sequence[Row]) -> dict[str,
     for number, record in enumerate(records[1:], start=2):
         name, *fields = record or [""]
         values = [float(text) for text in fields[:-3] if re.fullmatch(r"[01]\.\d+", text)]
-        if fields[-3:] != known.get(name) or len(values) != 1 + len(ATTRIBUTES) or name in done:
+        if fields[-3:] != known.get(name) or len(values) != 1 + len(attributes) or name in done:
             raise DataError(f"{path} line {number}: not one score of an image of data.csv; choose another --out")
         done[name] = values
     write_json(made, {"identity": identity, "config": as_dict(config)})
@@ -186,10 +188,10 @@ def score(
     results = scorer.score_files([config.root / row.name for row in todo])
     with (config.out / "scores.csv").open("ab", buffering=0) as file:
         for row, result in tqdm(zip(todo, results, strict=True), total=len(todo), unit="image", disable=None):
-            if result.score is None or result.attributes is None:
+            if result.score is None:
                 unreadable[row.name] = str(result.error)
                 continue
-            texts = [f"{value:.6f}" for value in (result.score, *result.attributes)]
+            texts = [f"{value:.6f}" for value in (result.score, *(result.attributes or ()))]
             line = io.StringIO(newline="")
             csv.writer(line).writerow([row.name, *texts, repr(row.mos), row.generator, row.prompt])
             file.write(line.getvalue().encode("utf-8"))  # one write: a kill leaves whole lines and at most one half
@@ -258,7 +260,11 @@ def within_prompt(rows: Sequence[Row], x: Floats, y: Floats, config: Config) -> 
 
 
 def evaluate(
-    config: Config, identity: str, rows: Sequence[Row], scores: dict[str, list[float]], black: Sequence[str]
+    config: Config,
+    scorer: "attriqa.QualityReward",
+    rows: Sequence[Row],
+    scores: dict[str, list[float]],
+    black: Sequence[str],
 ) -> dict[str, Any]:
     """All of metrics.json but what was left out; the ``black`` images count, as in the protocol, and once do not."""
     x, y = np.array([scores[row.name][0] for row in rows]), np.array([row.mos for row in rows])
@@ -273,8 +279,8 @@ def evaluate(
     return {
         "protocol": f"{zero_shot} trained on no AGIQA-3K image; "
         f"{len(rows):,} images of {OFFICIAL:,} of the official set, {prompts} prompts",
-        "identity": identity,
-        "view": config.view,
+        "identity": scorer.identity,
+        "view": scorer.view,
         **overall,
         **{f"srocc_without_attngan_glide{end}": without.get(f"srocc{end}") for end in ("", "_low", "_high")},
         "without_attngan_glide": without,
@@ -363,11 +369,11 @@ def run(config: Config) -> None:
         scorer = make_scorer(config)
     except (OSError, ValueError) as error:
         raise DataError(f"--model {config.model}: {error}") from error
-    scores = open_scores(config, scorer.identity, rows)
+    scores = open_scores(config, scorer.identity, scorer.attributes, rows)
     unreadable = score(config, scorer, wanted, scores)
     refuse_or_tell(config, unreadable)
     wanted = [row for row in wanted if row.name not in unreadable]
-    result = evaluate(config, scorer.identity, wanted, scores, find_black(config, wanted))
+    result = evaluate(config, scorer, wanted, scores, find_black(config, wanted))
     left_out = problems | unreadable
     write_json(config.out / "metrics.json", result | {"excluded": {"n": len(left_out), "reasons": left_out}})
     plot(config, result, wanted, scores)

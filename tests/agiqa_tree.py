@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from attriqa import ATTRIBUTES
+
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = "name,prompt,adj1,adj2,style,mos_quality,std_quality,mos_align,std_align"
 SETTINGS = (
@@ -55,7 +57,8 @@ class FakeScorer:
     """Scores a file by its mean brightness; ``sign`` -1 turns it against people; slow on demand."""
 
     def __init__(self, identity: str = "fake-0123456789ab/full", sign: int = 1, delay: float = 0.0) -> None:
-        self.identity, self.sign, self.delay = identity, sign, delay
+        self.identity, self.view, self.sign, self.delay = identity, identity.rpartition("/")[2], sign, delay
+        self.attributes = ATTRIBUTES
         self.asked: list[str] = []
 
     def score_files(self, paths: Iterable[str | Path], *, threads: int | None = None) -> Iterator[FileScore]:

@@ -264,7 +264,7 @@ def test_a_table_cut_anywhere_is_repaired(run: small.Run, tree: Path) -> None:
     cuts = [0, 5, whole.index(b"\n"), whole.index(b"\n") + 1, *random.Random(0).sample(range(len(whole)), 40)]
     for cut in cuts:
         path.write_bytes(whole[:cut])
-        done = recipe.open_scores(config, small.FakeScorer().identity, rows)
+        done = recipe.open_scores(config, small.FakeScorer().identity, ATTRIBUTES, rows)
         lines = max(1, whole[:cut].count(b"\n"))  # the header is there again, whatever was left of it
         assert len(done) == lines - 1
         assert path.read_bytes() == b"".join(whole.splitlines(keepends=True)[:lines])

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from attriqa import checkpoint
+from attriqa import checkpoint, liqe_training
 from attriqa.folds import make_plan
 from attriqa.images import ImageError, read
 from attriqa.liqe_training import GridCrops, JointBatches, columns, losses, rate, report, sets_of, started
@@ -96,6 +96,22 @@ def test_crops_are_of_the_grid_and_reach_all_of_it(tree: Path) -> None:
     assert {flipped for flipped, _ in seen} == {False, True}
     assert {place for _, place in seen} == set(places)
     assert not torch.equal(images[0, 1].image, GridCrops(paths, crop, config, 5, seed=2)[0, 1].image)
+
+
+def test_images_that_there_is_room_for_are_read_once(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths, taken = [tree / "clive" / "Images" / f"{i}.jpg" for i in range(3)], list[Path]()
+
+    def noted(path: Path) -> Tensor:
+        taken.append(path)
+        return read(path)
+
+    monkeypatch.setattr(liqe_training, "read", noted)
+    bytes_of_one = 3 * 50 * 60
+    images, afresh = (GridCrops(paths, (32, 32), LIQEConfig(stride=6), 4, keep=keep) for keep in (2 * bytes_of_one, 0))
+    for epoch in range(4):
+        for number in range(3):
+            assert torch.equal(images[epoch, number].image, afresh[epoch, number].image)
+    assert [taken.count(path) - 4 for path in paths] == [1, 1, 4]
 
 
 def test_an_image_that_cannot_be_read_is_raised_where_it_is_used(tmp_path: Path) -> None:

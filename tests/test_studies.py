@@ -173,3 +173,16 @@ def test_mp_iqe_end_to_end(benchmark: ModuleType, tmp_path: Path, capsys: pytest
     assert [row["experiment"] for row in rows] == ["mp-iqe"]
     assert all(-1 <= row["srocc"] <= 1 and row["n_test"] > 1 for row in rows)
     assert "srocc 0.900, plcc 0.916" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_every_model_on_clip_end_to_end(benchmark: ModuleType, tmp_path: Path) -> None:
+    clive = clive_tree.build(tmp_path / "ChallengeDB_release", count=40, width=64, height=64)
+    vit = small_clip.VIT | {"text_cfg": small_clip.VIT["text_cfg"] | {"context_length": 32}}
+    clip = small_clip.write(tmp_path / "clip", vit)
+    wanted = ("clip-probe", "clip-iqa", "clip-iqa-plus", "liqe")
+    words = ["--data", f"clive={clive}", "--experiments", *wanted, "--smoke", f"--study=--clip {clip}"]
+    assert benchmark.main([*words, "--out", str(tmp_path / "out")]) == 0
+    rows = json.loads((tmp_path / "out" / "metrics.json").read_text())["rows"]
+    assert [row["experiment"] for row in rows] == [*wanted]
+    assert all(-1 <= row["srocc"] <= 1 and row["n_test"] == 8 for row in rows)

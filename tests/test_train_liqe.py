@@ -154,6 +154,18 @@ def test_what_cannot_be_run_is_refused(run: Run, tmp_path: Path, flags: tuple[ob
         run("out", *SIZE, "--batch", 6, *words)
 
 
+def test_a_start_that_knows_the_test_side_is_refused(run: Run, tmp_path: Path) -> None:
+    words = (*FEW, "--epochs", 1)
+    seed = run("first", *words) / "split0" / "model.safetensors"
+    again = run("again", *words, "--init", seed) / "split0" / "model.safetensors"
+    assert checkpoint.load(again).provenance["init"] == checkpoint.load(seed).provenance
+    with pytest.raises(
+        SystemExit, match=rf"--init: {again} has learnt from \d of the 6 files that split1 is tested on"
+    ):
+        run("other", *words, "--init", again, "--splits", 2)
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -275,6 +275,19 @@ def test_a_model_starts_from_the_clip_of_exiqa_or_goes_on(tree: Path, tmp_path: 
         started(Path("attriqa/weights/default.safetensors"), config)
 
 
+def test_a_start_that_knows_the_test_side_is_refused(run: Run, tree: Path, tmp_path: Path) -> None:
+    words = (*TRAIN, "--epochs", 1, "--warmup", 0)
+    seed = run("first", *words) / "split0" / "model.safetensors"
+    start = ("--init", seed)
+    again = run("again", *words, *start) / "split0" / "model.safetensors"
+    assert checkpoint.load(again).provenance["init"] == checkpoint.load(seed).provenance
+    for name in (seed, again):
+        message = rf"--init: {name} has learnt from \d of the 5 files that split1 is tested on"
+        with pytest.raises(SystemExit, match=message):
+            run("other", *words, "--init", name, "--splits", 2)
+    assert not (tmp_path / "other").exists()
+
+
 # What a test says
 
 

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from attriqa import metrics, ridge
+from attriqa.clip_run import CLIPStart
 from attriqa.exiqa_training import clip_of
 from attriqa.folds import make_plan
 from attriqa.images import ImageError
@@ -30,30 +31,23 @@ from attriqa.mp_iqe_training import summary
 from attriqa.recipe import claim_folder, opt, parse_config, required, write_json
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(CLIPStart):
     """What a run does."""
 
     data: str = required("rated data set in its official layout, NAME=ROOT, as clive=ChallengeDB_release")
     test: tuple[str, ...] | None = opt(None, "other data sets that each split's fit is tested on, whole: NAME=ROOT")
     out: Path = opt(Path("runs/clip_probe"), "where everything goes")
-    clip: str | None = opt(None, "MODEL[:PRETRAINED] of open_clip: a tag or a file; hf-hub:..., local-dir:...")
-    clip_config: Path | None = opt(None, "or an open_clip configuration (JSON), for a model with random weights")
-    init: Path | None = opt(None, "or a checkpoint of ExIQA, for its CLIP")
     protocol: Literal["splits", "official"] = opt("splits", "random 80/20; the authors' split")
     splits: int = opt(10, "random splits, seeded 0, 1, ...")
     fraction: float = opt(1.0, "share of each training side that is used, in (0, 1]")
     crops: int = opt(8, "of each image")
     shorter_edge: int | None = opt(None, "px that images are resized to before they are cropped; none: their own size")
-    workers: int = opt(2, "loading processes; 0: none")
-    seed: int = opt(0, "of the crops and of random weights")
     smoke: bool = opt(False, "a size for tests: 40 images, one split")
 
     def __post_init__(self) -> None:
-        if (self.clip, self.clip_config, self.init).count(None) != 2:
-            raise ValueError("--clip, --clip-config, --init: expected one of them")
-        if self.crops < 1:
-            raise ValueError(f"--crops: expected at least 1, got {self.crops}")
+        super().__post_init__()
+        self.require_counts("crops")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

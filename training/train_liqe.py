@@ -3,12 +3,17 @@
     accelerate launch training/train_liqe.py --clip ViT-B-32:openai --out runs/liqe \
         --data kadid=kadid10k koniq=koniq-10k clive=ChallengeDB_release \
         --labels clive=LIQE/IQA_Database/ChallengeDB_release/splits2/clive_all_clip.txt
-    python training/train_liqe.py --init runs/exiqa/split0/model.safetensors --data clive=ChallengeDB_release --lr 1e-4
+    python training/train_liqe.py --init runs/exiqa/split0/model.safetensors --data clive=ChallengeDB_release \
+        --tasks none --shorter-edge 192 --logit-scale 10 --lr 2e-4 --batch 16 --epochs 10 --steps-per-epoch 70 \
+        --half-period 10
 
 The defaults are the paper's. The data sets are learnt from together: a batch has images of each, and only images of one
 set are compared in quality. Scenes and distortions are learnt from LIQE's annotation files, --labels NAME=FILE, several
 where they are split into train, val and test; distortions also from a data set that names them (KADID-10k, CSIQ, LIVE).
 What is not known of an image counts nothing. --tasks leaves tasks out: with quality alone there are five texts.
+
+A small CLIP, as in the second command, needs a --logit-scale far below 100: with one of 50 all images soon got the same
+word with certainty, and a loss that stays at 0.293, that of scores without any difference, taught nothing more.
 
 Each split writes OUT/splitN/model.safetensors; OUT/metrics.json holds every number that is printed. A killed run goes
 on with the same command.
@@ -23,9 +28,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from attriqa.clip_run import CLIPRun, accelerator_of, begin
+from attriqa.clip_run import CLIPRun, accelerator_of, begin, origin_of
 from attriqa.exiqa_training import clip_of
-from attriqa.folds import make_plan
+from attriqa.folds import make_plan, refuse_learnt
 from attriqa.images import ImageError
 from attriqa.liqe_training import (
     TASKS,
@@ -141,6 +146,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         cut: dict[str, Any] = {"protocol": config.protocol, "splits": config.splits, "fraction": config.fraction}
         plans = [make_plan(spec, config.test or (), smoke=config.smoke, **cut) for spec in config.data]
+        for plan in plans:
+            refuse_learnt(plan, origin_of(config) or {}, f"--init: {config.init}")
         sets = sets_of(plans, config.label_files(), fix_fastfading=config.fix_fastfading)
         build(config)  # a fault of the model is found before hours of work
     except (ValueError, OSError) as error:
@@ -188,8 +195,8 @@ def run_fold(config: Config, sets: Sets, number: int, folder: Path, accelerator:
         learnt = {
             plan.dataset.name: [path.name for path in plan.train_paths(plan.folds[number])] for plan in sets.plans
         }
-        about = {"recipe": "training/train_liqe.py", "config": settings, "data": learnt, "metrics": result}
-        net.save(folder / "model.safetensors", about)
+        about = {"recipe": "training/train_liqe.py", "config": settings, "data": learnt}
+        net.save(folder / "model.safetensors", {**about, "init": origin_of(config), "metrics": result})
         write_json(folder / "metrics.json", result)
         training.loop.state.unlink(missing_ok=True)
     accelerator.wait_for_everyone()

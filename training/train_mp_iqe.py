@@ -1,11 +1,12 @@
 """Train MP-IQE: prompts in both towers of a frozen CLIP, and a decoder that asks its image for a score (eqs. 6 to 16).
 
     accelerate launch training/train_mp_iqe.py --clip ViT-B-16:openai --data clive=CLIVE --labels clive_all_clip.txt
-    python training/train_mp_iqe.py --init runs/exiqa/split0/model.safetensors --data kadid=kadid10k --lr 1e-3
+    python training/train_mp_iqe.py --init runs/exiqa/split0/model.safetensors --data clive=ChallengeDB_release \
+        --shorter-edge 192 --crops 16 --epochs 3 --warmup 1 --lr 1e-3 --layers 1 --distortions none --no-scenes
 
-The defaults are the paper's. Scenes and distortions are learnt from LIQE's annotation files (--labels; of BID and
-KADID-10k, the train, val and test files of one split together make up the set); distortions also from a data set that
-names them (KADID-10k, CSIQ, LIVE). Without either, the score is learnt alone.
+The defaults are the paper's; the second command is for a small CLIP. Scenes and distortions are learnt from LIQE's
+annotation files (--labels; of BID and KADID-10k, the train, val and test files of one split together make up the set);
+distortions also from a data set that names them (KADID-10k, CSIQ, LIVE). Without either, the score is learnt alone.
 
 Ablations: --no-scenes, --distortions none, --prompt-kind none (or first: the paper's shallow prompts), --context 2,
 --prompts 8, --fraction 0.2.
@@ -27,10 +28,10 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from attriqa.clip_run import CLIPRun, accelerator_of, begin
+from attriqa.clip_run import CLIPRun, accelerator_of, begin, origin_of
 from attriqa.crops import GlobalBatches
 from attriqa.exiqa_training import clip_of
-from attriqa.folds import Plan, make_plan
+from attriqa.folds import Plan, make_plan, refuse_learnt
 from attriqa.images import ImageError
 from attriqa.models.mp_iqe import KADID_NAMES, MPIQE, MPIQEConfig, Reading
 from attriqa.mp_iqe_crops import JudgedCrops, Patches, TrainingCrops, stack
@@ -141,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         cut: dict[str, Any] = {"protocol": config.protocol, "splits": config.splits, "fraction": config.fraction}
         plan = make_plan(config.data, config.test or (), smoke=config.smoke, **cut)
+        refuse_learnt(plan, origin_of(config) or {}, f"--init: {config.init}")
         targets = targets_of(plan, shape_of(config), config.labels or (), fix_fastfading=config.fix_fastfading)
         build(config)  # a fault of the model is found before hours of work
     except (ValueError, OSError) as error:
@@ -175,7 +177,7 @@ def run_fold(config: Config, plan: Plan, targets: Targets, fold: Fold, accelerat
         here = ("data", "labels", "test", "out", "clip", "clip_config", "init")  # what only this machine knows
         settings = {key: value for key, value in as_dict(config).items() if key not in here}
         files = [path.name for path in plan.train_paths(fold)]
-        about = {"data": {plan.dataset.name: files}, "metrics": result}
+        about = {"data": {plan.dataset.name: files}, "init": origin_of(config), "metrics": result}
         provenance = {"recipe": "training/train_mp_iqe.py", "config": settings, **about}
         training.net.save(config.out / fold.name / "model.safetensors", provenance)
         write_json(config.out / fold.name / "metrics.json", result)
