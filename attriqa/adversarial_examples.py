@@ -17,7 +17,7 @@ Pool = Callable[[Tensor], Tensor]
 Read = Callable[[Tensor], Tensor]
 """Raw pooled statistics ``(B, D)`` -> logits of the score ``(B,)``."""
 
-NEAREST = 0.3  # severity from which a development is surely worse than a pristine photo
+NEAREST = 0.3  # severity from which a development is taken to be worse than a pristine photo
 MOST_NOISE = 0.15  # standard deviation of the noise at most, of pixel values in [0, 1]
 _RATE = 0.15  # Adam's first, in units of a setting; it falls to a tenth
 

@@ -337,8 +337,8 @@ class DistortionHead(nn.Module):
 class DepartureHead(nn.Module):
     """Pooled statistics -> how far an image is from a well-developed one, in units of the score's logit.
 
-    The regressor learns from opinions on photos that hardly anyone spoilt on purpose, with so few features that it
-    cannot tell a cast from a colored scene; this learns from photos that were spoilt (`attriqa.distortions.develop`).
+    The regressor learns mostly from opinions, on photos that hardly anyone spoilt on purpose; this head was added to
+    learn from photos that were (`attriqa.distortions.develop`), without taking features from it.
     At least 0: a picture gains nothing by being less spoilt than photos are.
     """
 
