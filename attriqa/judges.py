@@ -23,7 +23,8 @@ def load_judge(name: str, *, device: torch.device | str | None = None) -> Judge:
     Args:
         name: ``"niqe:FILE"`` with the parameters that `attriqa.niqe.NIQE` reads, ``"brisque:FOLDER"`` with those of
             `attriqa.brisque.BRISQUE`, or what `attriqa.QualityReward` takes as model: ``"judge"``, the packaged one on
-            another encoder than the default's, ``"default"``, or a checkpoint. A model takes the native view if it can.
+            another encoder than ``"default"`` and ``"robust"`` share, one of these, or a checkpoint. A model takes the
+            native view if it can.
         device: where it is put.
 
     Raises:

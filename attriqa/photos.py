@@ -115,6 +115,50 @@ def _departure_ramp(image: Tensor, kind: str, level: Tensor, rng: np.random.Gene
     return develop(image.expand(len(level), -1, -1, -1), (1 - level)[:, None] * draw_departure(kind, rng))
 
 
+DRAWN = (*["cast"] * 3, *["gray"] * 2, *["mixed"] * 2, "harsh", "oversharpened")
+"""What `DepartureGroups` draws of each photo: mostly what a score that knows opinions alone hardly minds, or likes."""
+_MOST_NOISE = 0.15  # standard deviation, of pixel values in [0, 1]
+_SHARE_CHANGED = 0.4  # of the groups that start from a noisy photo, and of those whose photo departs already
+
+
+class DepartureGroups(Dataset[tuple[Tensor, Tensor]]):
+    """Groups of one crop at several severities of a departure; item i shows that of `DRAWN`, i modulo their number.
+
+    Args:
+        paths: pristine photos.
+        crop: side in pixels, cut as `RampGroups` does.
+        levels: renderings per group.
+        seed: of the draws.
+
+    An item is ``((levels, 3, crop, crop), one minus the severity of each)``; the first is of severity 0. That photo may
+    itself be noisy, or depart along another axis, but never in color where the group ends gray: that would mend it.
+    """
+
+    def __init__(self, paths: Sequence[Path], crop: int, levels: int, seed: int) -> None:
+        self.paths = tuple(paths)
+        self.crop, self.levels, self.seed = crop, levels, seed
+
+    def __len__(self) -> int:
+        return len(self.paths) * len(DRAWN)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng([self.seed, index])
+        kind = DRAWN[index % len(DRAWN)]
+        image = draw_pristine(self.paths[index // len(DRAWN)], self.crop, rng)[None]
+        level = torch.from_numpy(rng.random(self.levels)).float()
+        level[0] = 1.0
+        departure = draw_departure(kind, rng)
+        mended = (DEPARTURES[kind], "all", *(["balance"] if kind == "gray" else []))
+        others = [other for other in DEPARTURES if DEPARTURES[other] not in mended]
+        if kind != "mixed" and rng.random() < _SHARE_CHANGED:
+            before = draw_departure(others[int(rng.integers(len(others)))], rng)
+            image = develop(image, MOST_BEFORE * rng.random() * before[None])
+        if rng.random() < _SHARE_CHANGED:
+            noise = torch.from_numpy(rng.standard_normal(image.shape)).float()
+            image = (image + _MOST_NOISE * rng.random() ** 2 * noise).clamp(0, 1)
+        return develop(image.expand(self.levels, -1, -1, -1), (1 - level)[:, None] * departure), level
+
+
 def draw_pristine(path: Path, crop: int, rng: np.random.Generator) -> Tensor:
     """A random crop of a pristine photo, cut at 1 to 4/3 of its size and scaled down, ``(3, crop, crop)``.
 

@@ -10,16 +10,17 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm import tqdm
 
 from attriqa import folds
 from attriqa.attacks import middle_squares
 from attriqa.images import read
 from attriqa.models import AttributeNet, load_with_provenance
 from attriqa.models.backbones import fold_batch_norm
-from attriqa.photos import RAMPS, crop_and_flip, find_photos
+from attriqa.photos import RAMPS, DepartureGroups, crop_and_flip, find_photos
 from attriqa.prompts import ATTRIBUTES
 from attriqa.protocols import Fold
-from attriqa.recipe import atomic_path
+from attriqa.recipe import atomic_path, write_json
 from attriqa.views import View, look
 
 _MOST_OFF = 0.03  # bfloat16 and fp16 take statistics half a percent away, another crop 5, another photo 30
@@ -103,6 +104,20 @@ def read_nets(run: ProbeRun) -> list[FoldNet]:
     return nets
 
 
+def claim_start(folder: Path, run: ProbeRun, nets: list[FoldNet]) -> None:
+    """Note in an output folder which nets it begins with.
+
+    Raises:
+        ValueError: it began with others.
+    """
+    hashes = {fold.name: found.sha256 for fold, found in zip(run.plan.folds, nets, strict=True)}
+    path = folder / "start.json"
+    if not path.exists():
+        write_json(path, hashes)
+    elif json.loads(path.read_text(encoding="utf-8")) != hashes:
+        raise ValueError(f"{folder} began with other nets than {run.folder} holds now; choose another --out")
+
+
 def _read_fold(run: ProbeRun, fold: Fold) -> FoldNet:
     found = _load(run.folder, fold)
     theirs = found.provenance["data"].get(run.plan.dataset.name, [])
@@ -183,6 +198,19 @@ class KeptStatistics:
     def pool(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) on the net's device -> (B, D); differentiable, not kept."""
         return self.encoder.pool(images.contiguous(memory_format=torch.channels_last))
+
+    @torch.no_grad()
+    def of_ramps(self, groups: DepartureGroups, path: Path) -> dict[str, Tensor]:
+        """``ramps`` (G, L, D) fp16 and ``levels`` (G, L) of all groups, on the CPU; computed once, kept in a file."""
+        if not path.exists():
+            ramps, levels = [], []
+            for index in tqdm(range(len(groups)), "departures", leave=False):
+                images, level = groups[index]
+                ramps.append(self.pool(images.to(self.encoder.pooled_mean.device)).half().cpu())
+                levels.append(level)
+            with atomic_path(path) as temporary:
+                save_file({"ramps": torch.stack(ramps), "levels": torch.stack(levels)}, temporary)
+        return load_file(path)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, view: View) -> Tensor:

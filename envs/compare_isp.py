@@ -77,7 +77,7 @@ class Config:
     recover: bool = opt(False, "perturb images with known originals, and tell how near to these each method comes")
     out: Path = opt(Path("runs/compare_isp"), "where everything goes")
     cache: Path | None = opt(None, "folder that keeps decoded files; OUT/cache unless given")
-    model: str = opt("default", f"what is optimised: {REWARDS}")
+    model: str = opt("robust", f"what is optimised: {REWARDS}")
     judges: tuple[str, ...] = opt(("sharpness", "noisiness"), "held-out, which nothing optimises; see above")
     side: int | None = opt(None, "px of the pictures, central squares; the policy's, or 192")
     parameters: tuple[str, ...] | None = opt(None, "without a policy: ISP parameters that may change; all unless given")

@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from stable_baselines3 import DQN, PPO, SAC, TD3
+from stable_baselines3 import DQN, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
@@ -50,6 +50,7 @@ from attriqa_envs.alarm import Look, find_alarms
 from attriqa_envs.core import ISPCore
 from attriqa_envs.evaluation import REWARDS, Evaluator, make_judge, make_reward
 from attriqa_envs.fivek import FiveK, read_splits
+from attriqa_envs.guided_ppo import GuidedPPO
 from attriqa_envs.learning_curve import draw_curve, entry_of, line_of
 from attriqa_envs.parameters import table_hash
 from attriqa_envs.policy import Algorithm, policy_options, save_policy
@@ -73,7 +74,7 @@ class Config:
     split: tuple[Path, Path] | None = opt(None, "FiveK: lists of the photos to train on, and to test on")
     out: Path = opt(Path("runs/train_isp"), "where everything goes")
     cache: Path | None = opt(None, "folder that keeps decoded files; OUT/cache unless given")
-    model: str = opt("default", f"what is optimised: {REWARDS}")
+    model: str = opt("robust", f"what is optimised: {REWARDS}")
     judges: tuple[str, ...] = opt(
         ("judge", "noisiness"), "held-out: judge, default, checkpoints, niqe:FILE, brisque:FOLDER, or a signal measure"
     )
@@ -92,6 +93,8 @@ class Config:
     test_most: int = opt(48, "test images that are used, at most")
     episodes: int = opt(8, "of each environment per rollout of ppo; the others learn after one, dqn after four")
     epochs: int = opt(5, "ppo: passes over a rollout")
+    guided: float = opt(0.5, "ppo: share of the steps that climb the reward's gradient through the ISP, before PPO")
+    guided_lr: float = opt(1e-3, "ppo: Adam's rate of these; falls to a tenth along a cosine")
     batch: int = opt(64, "transitions per gradient step")
     replay_ratio: float = opt(0.25, "sac, td3, dqn: gradient steps per transition")
     buffer: int = opt(20_000, "sac, td3, dqn: transitions kept, 25 kB each")
@@ -115,6 +118,8 @@ class Config:
                 raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
         if not (self.lr > 0 and 0 < self.gamma <= 1 and self.replay_ratio > 0 and 0 < self.test_share < 1):
             raise ValueError("--lr, --replay-ratio: expected more than 0; --gamma: (0, 1]; --test-share: (0, 1)")
+        if not (0 <= self.guided <= 1 and self.guided_lr > 0):
+            raise ValueError(f"--guided: expected 0 to 1, got {self.guided}; --guided-lr more than 0, {self.guided_lr}")
         rollout = self.envs * self.episodes * self.task.steps
         if self.algo == "ppo" and not self.smoke and rollout % self.batch:
             raise ValueError(
@@ -227,7 +232,8 @@ def build(config: Config, env: ISPTuningSB3) -> BaseAlgorithm:
     shared |= {"policy_kwargs": policy_options(config.algo), "seed": config.seed, "device": config.device}
     horizon = config.task.steps
     if config.algo == "ppo":
-        return PPO("MultiInputPolicy", env, n_steps=horizon * config.episodes, n_epochs=config.epochs, **shared)
+        shared |= {"guided_steps": round(config.guided * config.steps), "guided_lr": config.guided_lr}
+        return GuidedPPO("MultiInputPolicy", env, n_steps=horizon * config.episodes, n_epochs=config.epochs, **shared)
     steps = horizon * (4 if config.algo == "dqn" else 1)  # tools end early: few episodes are to be cut by a rollout
     shared |= {"buffer_size": config.buffer, "learning_starts": config.learning_starts, "train_freq": steps}
     shared |= {"gradient_steps": max(1, round(config.replay_ratio * steps * config.envs))}

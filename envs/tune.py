@@ -66,7 +66,7 @@ class Config:
     quality: int = opt(95, "of JPEG, 1 to 100")
     size: int | None = opt(None, "px of the shorter side of the renderings; whole unless given")
     xmp: bool = opt(True, "write sidecars for raw files")
-    model: str = opt("default", f"what is optimised: {REWARDS}")
+    model: str = opt("robust", f"what is optimised: {REWARDS}")
     side: int | None = opt(None, "px of the square that is tuned; the policy's, or 256")
     parameters: tuple[str, ...] | None = opt(None, "without a policy: ISP parameters that may change; all unless given")
     distance_weight: float = opt(0.02, "without a policy: reward per mean squared distance from the default")

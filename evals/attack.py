@@ -57,12 +57,12 @@ class Config:
 
     photos: Path = required("folder of photos")
     pattern: str = opt("*", "which of its files are used")
-    scorers: tuple[str, ...] = opt(("default", "guarded", "judge"), f"attacked and told: guarded, {NAMES}")
+    scorers: tuple[str, ...] = opt(("default", "robust", "guarded", "judge"), f"attacked and told: guarded, {NAMES}")
     n: int = opt(16, "photos, evenly spaced over the sorted files; 2 or more")
     side: int = opt(256, "photos are reduced to this shorter edge and cut square, px; NIQE needs 192 or more")
     budgets: tuple[int, ...] = opt((2, 8), "largest change of a pixel value, in 1/255")
     steps: int = opt(10, "of PGD, at first 2.5 budgets over their number long")
-    view: Literal["five_crop", "full"] = opt("full", "what default and guarded see")
+    view: Literal["five_crop", "full"] = opt("full", "what default, robust and guarded see")
     std_weight: float = opt(1.0, "guarded: standard deviations off the mean")
     jitter_views: int = opt(0, "guarded: random boxes that are looked at; 0: the whole")
     batch: int = opt(4, "photos at once")
@@ -119,8 +119,8 @@ def load_scorer(name: str, config: Config) -> Scorer:
     if name == "guarded":
         guard = Guard(std_weight=config.std_weight, jitter_views=config.jitter_views)
         return QualityReward(guard=guard, view=view, device=config.device)
-    if name == "default":
-        return QualityReward(view=view, device=config.device)
+    if name in ("default", "robust"):
+        return QualityReward(name, view=view, device=config.device)
     return load_judge(name, device=config.device)
 
 

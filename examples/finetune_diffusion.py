@@ -55,7 +55,7 @@ class Config:
     pattern: str = opt("*.*", "which files of it")
     model: str | None = opt(None, "instead: Stable Diffusion, a folder or a name on the hub; or another run's OUT/base")
     prompts: Path | None = opt(None, "Stable Diffusion: text file, one prompt a line")
-    reward: str = opt("default", "the reward's model: default, or a checkpoint")
+    reward: str = opt("robust", "the reward's model: robust, default, or a checkpoint")
     judges: tuple[str, ...] = opt(("judge",), "held-out judges, as attriqa.judges takes them, beside signal measures")
     view: Literal["five_crop", "full"] = opt(
         "full", "what the reward sees of a picture; five_crop costs 3.5 times more"

@@ -19,7 +19,7 @@ from torch import Tensor
 from attriqa import ATTRIBUTES, QualityReward, adversarial_examples, load
 from attriqa.attacks import pgd, to_8_bits
 from attriqa.models import load_with_provenance
-from attriqa.probe_run import KeptStatistics, read_nets, read_run
+from attriqa.probe_run import KeptStatistics, claim_start, read_nets, read_run
 
 if TYPE_CHECKING:
     from tests import probe_tree, unlabelled_tree
@@ -58,7 +58,7 @@ class Jobs:
         statistics = KeptStatistics(self.start, out / "statistics", config.chunk)
         net = copy.deepcopy(self.start)
         return self.recipe.Job(
-            config, self.run, self.run.plan.folds[0], self.start, net, statistics, torch.empty(0), []
+            config, self.run, self.run.plan.folds[0], self.start, net, statistics, torch.empty(0), [], {}
         )
 
     def fitted(self, out: Path, pool: dict[str, Tensor], **options: Any) -> Any:
@@ -280,12 +280,12 @@ def test_held_out_photos_must_be_there(recipe: ModuleType, tree: Tree, tmp_path:
         recipe.main(words(tree._replace(photos=photos), tmp_path / "out"))
 
 
-def test_a_folder_of_other_nets_is_refused(recipe: ModuleType, tmp_path: Path) -> None:
-    config = recipe.Config(run=tmp_path, data="clive=x", photos=tmp_path, out=tmp_path / "out")
-    recipe.claim(config, {"all": "1"})
-    recipe.claim(config, {"all": "1"})
-    with pytest.raises(SystemExit, match=r"began with other nets than .* holds now"):
-        recipe.claim(config, {"all": "2"})
+def test_a_folder_of_other_nets_is_refused(jobs: Jobs, tmp_path: Path) -> None:
+    nets = read_nets(jobs.run)
+    claim_start(tmp_path, jobs.run, nets)
+    claim_start(tmp_path, jobs.run, nets)
+    with pytest.raises(ValueError, match=r"began with other nets than .* holds now"):
+        claim_start(tmp_path, jobs.run, [net._replace(sha256="2") for net in nets])
 
 
 @pytest.mark.slow

@@ -466,7 +466,7 @@ def test_the_default_scorer_is_the_default_model() -> None:
     _, info = env.reset(seed=0)
     shown = render(bank(1).float(), torch.zeros(1, P))
     with torch.no_grad():
-        assert info["score"] == pytest.approx(QualityReward(view="native")(shown).item(), abs=1e-5)
+        assert info["score"] == pytest.approx(QualityReward("robust", view="native")(shown).item(), abs=1e-5)
     assert env.observation_space["attributes"].shape == (6,)  # type: ignore[index]
 
 

@@ -26,7 +26,7 @@ __all__ = [
     "load_with_provenance",
 ]
 
-PACKAGED = {"default": "default.safetensors", "judge": "judge.safetensors"}
+PACKAGED = {name: f"{name}.safetensors" for name in ("default", "robust", "judge")}
 """Names of the weights inside the package -> their files."""
 
 KINDS: dict[str, tuple[str, Callable[[checkpoint.Checkpoint, Path], QualityModel]]] = {

@@ -76,7 +76,7 @@ class ISPCore:
             raise ValueError(f"count: expected at least one environment; got {count}")
         self.task = task or TuningTask()
         self.bank = bank
-        self._ask = _asking(QualityReward(view="native", device=bank.device) if scorer is None else scorer)
+        self._ask = _asking(QualityReward("robust", view="native", device=bank.device) if scorer is None else scorer)
         self._state = make_state(self.task, bank, count)
         self.images = np.zeros(count, np.int64)
         self.steps = np.full(count, -1)  # -1: not begun, or over
@@ -169,6 +169,10 @@ class ISPCore:
         rewards = np.sum(list(parts.values()), axis=0)
         self.steps += 1
         return Transition(rewards, stopped | (self.steps >= self.task.steps), parts)
+
+    def score(self, pictures: Tensor, images: Tensor) -> Tensor:
+        """The scorer's ``(B,)`` of ``(B, 3, H, W)`` pictures, with its gradients; it is not told ``images``."""
+        return self._ask(pictures)[:, 0].float()
 
     def end(self, rows: NDArray[np.intp]) -> None:
         """Mark episodes as over: they take no step before they are begun again."""

@@ -36,7 +36,7 @@ class Gains(NamedTuple):
     judge_gains: dict[str, Floats]  # (N,) each
 
 
-REWARDS = "default; guarded, a lower bound over default and judge (attriqa.Guard); or the path of a checkpoint"
+REWARDS = "robust; default; guarded, a lower bound over default and judge (attriqa.Guard); or a checkpoint's path"
 """What `make_reward` takes, for help texts."""
 
 

@@ -96,7 +96,7 @@ class ISPTuningEnv(gymnasium.Env[Observation, Any]):
     - `images`: a folder of raw files or photos, or linear light as tensors, see `attriqa_envs.image_bank.load_bank`.
     - `scorer` (`None`): a function of `(B, 3, H, W)` sRGB in [0, 1] that returns an `Assessment` or `(B,)` scores,
       higher being better, on a scale of about 1; or a `QualityReward`, whose reward is the score. `None`:
-      `QualityReward(view="native")`, on `device`.
+      `QualityReward("robust", view="native")`, on `device`.
     - `mode` (`"params"`): or `"tools"`.
     - `parameters` (`None`): keys of the parameters that may change; `None`: all.
     - `horizon` (`None`): steps; 5, in `tools` mode 3.
