@@ -19,6 +19,7 @@ from torch import Tensor
 from attriqa import ATTRIBUTES, QualityReward, adversarial_examples, load
 from attriqa.attacks import pgd, to_8_bits
 from attriqa.models import load_with_provenance
+from attriqa.models.attribute_net import rebuilt
 from attriqa.probe_run import KeptStatistics, claim_start, read_nets, read_run
 
 if TYPE_CHECKING:
@@ -147,6 +148,28 @@ def test_training_makes_tempting_departures_worth_less(
         gains.append(recipe.tempt(work, work.run.ramp_photos, np.random.default_rng(0))["gain"].mean().item())
     work.run.settings["quality_weight"] = probe_tree.SETTINGS["quality_weight"]
     assert gains[0] < gains[1] - 0.1
+
+
+def test_the_departure_head_learns_from_drawn_departures_at_its_own_rate(
+    recipe: ModuleType, jobs: Jobs, tmp_path: Path, pool: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = jobs.new(tmp_path, lr=1e-9, departure_lr=3e-3, epochs=60)
+    start = rebuilt(given.start, departure_width=8).eval().requires_grad_(False)
+    drawn = recipe.draw_departures(given.config, given.run, start, given.statistics)
+    assert recipe.draw_departures(given.config, given.run, given.start, given.statistics) == {}, "no head, none"
+    falls = []
+    monkeypatch.setitem(given.run.settings, "quality_weight", 10.0)
+    for departures in (drawn, {}):
+        work = given._replace(start=start, net=copy.deepcopy(start), drawn=departures)
+        with torch.random.fork_rng(devices=[]):
+            recipe.fit(work, {name: pool[name] for name in pool if name not in ("ramps", "levels")}, 1)
+        with torch.no_grad():
+            logit = work.logit(drawn["ramps"].flatten(0, 1)).view_as(drawn["levels"])
+        falls.append((logit[:, :1] - logit[:, 1:]).mean().item())
+        before, after = start.state_dict(), work.net.state_dict()
+        moved = {name for name in before if (before[name] - after[name]).abs().max() > 1e-5}
+        assert {name.partition(".")[0] for name in moved} == {"departure_head"}
+    assert falls[0] > falls[1] + 0.1
 
 
 def test_only_heads_and_regressor_learn(jobs: Jobs, tmp_path: Path, pool: dict[str, Tensor]) -> None:

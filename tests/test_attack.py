@@ -155,7 +155,7 @@ def test_the_recipe_runs_and_goes_on(tree: Path, run_recipe: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--scorers", "nobody"], "judge: expected default, judge, a checkpoint"),
+        (["--scorers", "nobody"], "judge: expected default, robust, judge, a checkpoint"),
         (["--pattern", "*.bmp"], r"photos: expected 2 or more \*\.bmp"),
         (["--scorers", "default", "default"], "expected each of them once"),
         (["--budgets", "0"], "expected at least 2 photos and positive numbers"),

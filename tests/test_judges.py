@@ -36,7 +36,7 @@ def test_names_give_judges_that_prefer_more(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["nobody", "niqe:nowhere.npz", "brisque:nowhere", "gone.safetensors"])
 def test_what_is_not_there_is_told(name: str) -> None:
     with pytest.raises(
-        ValueError, match=rf"judge: expected default, judge, a checkpoint, .*; got {name}, and there is no"
+        ValueError, match=rf"judge: expected default, robust, judge, a checkpoint, .*; got {name}, and there is no"
     ):
         load_judge(name)
 

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from attriqa import ATTRIBUTES
 from attriqa.images import read
-from attriqa.photos import RAMPS, RampGroups, RandomCrops
+from attriqa.photos import DRAWN, RAMPS, DepartureGroups, RampGroups, RandomCrops
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +109,47 @@ def test_half_of_the_ramps_start_from_a_changed_photo(tmp_path: Path) -> None:
         images, _, _ = dataset[index]
         coloured += int((images[:, 0] - images[:, 1]).abs().max() > 0.01)
     assert 1 <= coloured <= 15, "one in ten starts from a noisy photo"
+
+
+def test_drawn_departures_go_away_from_where_they_begin(paths: list[Path]) -> None:
+    dataset = DepartureGroups(paths[:2], 40, levels=4, seed=0)
+    assert len(dataset) == 2 * len(DRAWN)
+    chroma = {}
+    for index in range(len(dataset)):
+        images, level = dataset[index]
+        assert images.shape == (4, 3, 40, 40)
+        assert images.min() >= 0
+        assert images.max() <= 1
+        assert level[0] == 1
+        assert ((level[1:] >= 0) & (level[1:] < 1)).all()
+        away = (images - images[0]).square().mean((1, 2, 3))
+        assert torch.equal(away.argsort(), level.argsort(descending=True)), DRAWN[index % len(DRAWN)]
+        spread = (images.amax(1) - images.amin(1)).mean((1, 2))
+        chroma[index] = torch.equal(spread.argsort(), level.argsort())
+    grays = [index for index in chroma if DRAWN[index % len(DRAWN)] == "gray"]
+    assert all(chroma[index] for index in grays)
+    assert not all(chroma.values())
+    again = DepartureGroups(paths[:2], 40, levels=4, seed=0)
+    assert torch.equal(again[5][0], dataset[5][0])
+    assert not torch.equal(DepartureGroups(paths[:2], 40, levels=4, seed=1)[5][0], dataset[5][0])
+
+
+def test_some_drawn_departures_start_from_a_changed_photo_but_none_that_ends_gray_from_a_cast(tmp_path: Path) -> None:
+    """A gray photo gets chroma from noise, from a cast, and from nothing else."""
+    path = tmp_path / "gray.png"
+    Image.fromarray(np.random.default_rng(0).integers(60, 190, (64, 64)).astype(np.uint8)).save(path)
+    dataset = DepartureGroups([path] * 100, 40, levels=2, seed=0)
+    tinted: dict[str, list[bool]] = {"gray": [], "harsh": []}
+    colored = 0
+    for index in range(len(dataset)):
+        if DRAWN[index % len(DRAWN)] in tinted:
+            start = dataset[index][0][0]
+            colored += int((start[0] - start[1]).abs().max() > 0.01)
+            mean = start.mean((1, 2))
+            tinted[DRAWN[index % len(DRAWN)]].append(bool((mean.amax() - mean.amin()) > 0.015))
+    assert not any(tinted["gray"])
+    assert 1 <= sum(tinted["harsh"]) <= 15, "two in five depart already, one in seven of these in balance"
+    assert 0.3 * 300 < colored < 0.55 * 300, "two in five are noisy"
 
 
 def test_a_crop_larger_than_the_photo_is_refused(paths: list[Path]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attriqa import folds
 from attriqa.models.attribute_net import AttributeNet
-from attriqa.photos import RAMPS
+from attriqa.photos import RAMPS, DepartureGroups
 from attriqa.probe_run import KeptStatistics, read_nets, read_run
 from attriqa.views import View
 
@@ -123,6 +123,21 @@ def test_kept_statistics_are_what_the_net_sees(net: AttributeNet, tmp_path: Path
     logit = net.read((raw.flatten(0, 1) - net.pooled_mean) / net.pooled_std)[0]
     expected = net.see(images, view).score
     torch.testing.assert_close(torch.sigmoid(logit).view(2, -1).mean(1), expected, rtol=0, atol=1e-5)
+
+
+def test_statistics_of_ramps_are_computed_once(
+    net: AttributeNet, tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = DepartureGroups([tree.photos / "cid22_0.png"], 96, 3, 0)
+    kept = KeptStatistics(net, tmp_path, 3)
+    found = kept.of_ramps(groups, tmp_path / "ramps.safetensors")
+    images, level = groups[4]
+    torch.testing.assert_close(found["ramps"][4].float(), kept.pool(images), rtol=2e-3, atol=1e-3)
+    assert torch.equal(found["levels"][4], level)
+    assert len(found["ramps"]) == len(groups)
+    monkeypatch.setattr(KeptStatistics, "pool", None)
+    again = kept.of_ramps(groups, tmp_path / "ramps.safetensors")
+    assert all(torch.equal(again[name], found[name]) for name in found)
 
 
 def test_statistics_are_computed_once_for_the_same_pixels_and_view(

@@ -178,8 +178,7 @@ def run_fold(job: Job, provenance: dict[str, Any]) -> None:
         found = search(job, number)
         up, gain = found["way"] > 0, found["gain"]
         change = {"up": gain[up].mean().item(), "down": gain[~up].mean().item() if len(gain[~up]) else 0.0}
-        if "tempted" in found:
-            change["tempted"] = found["tempted"].mean().item()
+        change |= {"tempted": found["tempted"].mean().item()} if "tempted" in found else {}
         rounds.append({"round": number, "examples": len(gain), **change})
         pool = {name: torch.cat([pool[name], value]) if pool else value for name, value in found.items()}
         train(job, pool, number)
