@@ -232,8 +232,8 @@ def build(config: Config, env: ISPTuningSB3) -> BaseAlgorithm:
     shared |= {"policy_kwargs": policy_options(config.algo), "seed": config.seed, "device": config.device}
     horizon = config.task.steps
     if config.algo == "ppo":
-        shared |= {"guided_steps": round(config.guided * config.steps), "guided_lr": config.guided_lr}
-        return GuidedPPO("MultiInputPolicy", env, n_steps=horizon * config.episodes, n_epochs=config.epochs, **shared)
+        model = GuidedPPO("MultiInputPolicy", env, n_steps=horizon * config.episodes, n_epochs=config.epochs, **shared)
+        return model.guide(round(config.guided * config.steps), lr=config.guided_lr)
     steps = horizon * (4 if config.algo == "dqn" else 1)  # tools end early: few episodes are to be cut by a rollout
     shared |= {"buffer_size": config.buffer, "learning_starts": config.learning_starts, "train_freq": steps}
     shared |= {"gradient_steps": max(1, round(config.replay_ratio * steps * config.envs))}

@@ -159,7 +159,7 @@ def test_the_departure_head_learns_from_drawn_departures_at_its_own_rate(
     assert recipe.draw_departures(given.config, given.run, given.start, given.statistics) == {}, "no head, none"
     falls = []
     monkeypatch.setitem(given.run.settings, "quality_weight", 10.0)
-    for departures in (drawn, {}):
+    for departures in (drawn, dict[str, Tensor]()):
         work = given._replace(start=start, net=copy.deepcopy(start), drawn=departures)
         with torch.random.fork_rng(devices=[]):
             recipe.fit(work, {name: pool[name] for name in pool if name not in ("ramps", "levels")}, 1)

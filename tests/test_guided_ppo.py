@@ -37,9 +37,9 @@ def make(count: int = 4, images: int = 6, seed: int = 0, task: TuningTask = TASK
     return ISPTuningSB3(ISPCore(bank(images, seed=seed), BrightnessScorer(), count, task))
 
 
-def model_of(env: ISPTuningSB3, **options: Any) -> GuidedPPO:
+def model_of(env: ISPTuningSB3, guided: int = 0, **options: Any) -> GuidedPPO:
     given = {"n_steps": 6, "batch_size": 8, "n_epochs": 1, "seed": 0, "policy_kwargs": policy_options("ppo")}
-    return GuidedPPO("MultiInputPolicy", env, **{**given, **options})
+    return GuidedPPO("MultiInputPolicy", env, **{**given, **options}).guide(guided)
 
 
 def gain(model: BaseAlgorithm, count: int = 8) -> float:
@@ -55,8 +55,8 @@ def gain(model: BaseAlgorithm, count: int = 8) -> float:
 
 def test_it_learns_before_ppo_has() -> None:
     """All params, on pictures unseen; PPO with as many steps, and as many of Adam."""
-    steps, adam = 240, {"guided_steps": 240, "guided_epochs": 8, "guided_lr": 3e-3}
-    guided = gain(model_of(make(16, 24, 1), **adam).learn(steps))
+    steps = 240
+    guided = gain(model_of(make(16, 24, 1)).guide(steps, epochs=8, lr=3e-3).learn(steps))
     unguided = gain(model_of(make(16, 24, 1), n_steps=3, n_epochs=8, batch_size=48, learning_rate=3e-3).learn(steps))
     print(f"guided {guided:.3f}, unguided {unguided:.3f}")
     assert guided > 0.13
@@ -65,7 +65,7 @@ def test_it_learns_before_ppo_has() -> None:
 
 def test_what_is_climbed_grows_by_the_episode_s_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
     env = make()
-    model = model_of(env, guided_steps=12, guided_epochs=1, gamma=1.0)
+    model = model_of(env, gamma=1.0).guide(12, epochs=1)
     model.policy.log_std.data.fill_(-20.0)
     starts: list[float] = []
     returns: list[Tensor] = []
@@ -96,7 +96,7 @@ def test_what_is_climbed_grows_by_the_episode_s_rewards(monkeypatch: pytest.Monk
 
 
 def test_the_gradient_reaches_policy_and_critic_and_nothing_after_is_guided() -> None:
-    model = model_of(make(), guided_steps=13)
+    model = model_of(make(), guided=13)
     rates: list[float] = []
     true_train = PPO.train
 
@@ -123,12 +123,12 @@ def test_the_same_seed_is_the_same_training_and_a_checkpoint_goes_on(tmp_path: A
     def weights(model: BaseAlgorithm) -> Sequence[Tensor]:
         return [value.detach().clone() for value in model.policy.parameters()]
 
-    first, again = (weights(model_of(make(), guided_steps=48).learn(36)) for _ in range(2))
+    first, again = (weights(model_of(make(), guided=48).learn(36)) for _ in range(2))
     for one, other in zip(first, again, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
-    half = model_of(make(), guided_steps=48).learn(24)
+    half = model_of(make(), guided=48).learn(24)
     save_run(tmp_path, half, standing_of(half), {})
-    resumed = model_of(make(), guided_steps=48)
+    resumed = model_of(make(), guided=48)
     assert load_run(tmp_path, resumed) == {}
     assert resumed.num_timesteps == 24
     for one, other in zip(weights(half), weights(resumed), strict=True):
@@ -138,17 +138,13 @@ def test_the_same_seed_is_the_same_training_and_a_checkpoint_goes_on(tmp_path: A
 
 
 def test_wrong_environments_and_numbers_are_refused() -> None:
-    with pytest.raises(ValueError, match="env: expected an ISPTuningSB3 that moves params"):
-        model_of(make(task=TuningTask(mode="tools")), guided_steps=12)
     cut = ISPTuningSB3(ISPCore(bank(), BrightnessScorer(), 4, TASK), max_episode_steps=2)
-    with pytest.raises(ValueError, match="with whole episodes"):
-        model_of(cut, guided_steps=12)
-    with pytest.raises(ValueError, match="guided_steps, guided_epochs, guided_lr: expected at least 0"):
-        model_of(make(), guided_steps=-1)
-    with pytest.raises(ValueError, match=r"got 5, 0, 0\.001"):
-        model_of(make(), guided_steps=5, guided_epochs=0)
-    with pytest.raises(ValueError, match="got 5, 2, 0"):
-        model_of(make(), guided_steps=5, guided_lr=0)
+    with pytest.raises(ValueError, match="env: expected an ISPTuningSB3 that moves params, with whole episodes"):
+        model_of(cut, guided=12)
+    model = model_of(make())
+    for steps, epochs, lr in ((-1, 2, 1e-3), (5, 0, 1e-3), (5, 2, 0.0), (5, 2, float("nan"))):
+        with pytest.raises(ValueError, match=f"steps, epochs, lr: expected .*; got {steps}, {epochs}, {lr}"):
+            model.guide(steps, epochs=epochs, lr=lr)
 
 
 def test_a_scorer_without_gradients_is_told() -> None:
@@ -157,4 +153,4 @@ def test_a_scorer_without_gradients_is_told() -> None:
 
     env = ISPTuningSB3(ISPCore(bank(), blind, 4, TASK))
     with pytest.raises(ValueError, match="score: expected one with gradients to the pictures"):
-        model_of(env, guided_steps=12).learn(12)
+        model_of(env, guided=12).learn(12)

@@ -1,1 +1,1 @@
-"""The embedded default weights and their model card."""
+"""The weights inside the package, and their model cards."""

@@ -6,7 +6,7 @@ pictures, in the policy's weights, is the pathwise estimator of the same policy 
 """
 
 import math
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -33,38 +33,37 @@ class GuidedPPO(PPO):
     anew, from the same observations, so what they would change in later ones is not followed. The critic learns the
     discounted returns, as it does in PPO.
 
-    Args:
-        env: an `attriqa_envs.sb3.ISPTuningSB3` in ``"params"`` mode, without ``max_episode_steps``, whose scorer is
-            differentiable.
-        guided_steps: steps, of all environments together, before PPO begins; 0: none are guided.
-        guided_epochs: steps of Adam after each guided rollout; each renders and scores the ends of its episodes.
-        guided_lr: Adam's rate of the guided steps at first; it falls to a tenth along a cosine.
-        **ppo: the arguments of PPO.
-
-    Raises:
-        ValueError: another environment, or a wrong number.
+    Nothing is guided before `guide` is called.
     """
 
-    def __init__(
-        self,
-        policy: Any,
-        env: Any,
-        *,
-        guided_steps: int = 0,
-        guided_epochs: int = 2,
-        guided_lr: float = 1e-3,
-        **ppo: Any,
-    ) -> None:
-        if guided_steps < 0 or guided_epochs < 1 or not (guided_lr > 0 and math.isfinite(guided_lr)):
-            given = f"{guided_steps}, {guided_epochs}, {guided_lr}"
+    guided_steps = 0
+    guided_epochs = 2
+    guided_lr = 1e-3
+
+    def guide(self, steps: int, *, epochs: int = 2, lr: float = 1e-3) -> Self:
+        """Guide the first steps.
+
+        Args:
+            steps: of all environments together, before PPO begins.
+            epochs: steps of Adam after each guided rollout; each renders and scores the ends of its episodes.
+            lr: Adam's rate of the guided steps at first; it falls to a tenth along a cosine.
+
+        Returns:
+            This object.
+
+        Raises:
+            ValueError: a wrong number, or the environment is no `attriqa_envs.sb3.ISPTuningSB3` in ``"params"`` mode
+                without ``max_episode_steps``. A scorer without gradients is told when it is to be climbed.
+        """
+        if steps < 0 or epochs < 1 or not (lr > 0 and math.isfinite(lr)):
             raise ValueError(
-                "guided_steps, guided_epochs, guided_lr: expected at least 0, at least 1, more than 0; got " + given
+                f"steps, epochs, lr: expected at least 0, at least 1, and more than 0; got {steps}, {epochs}, {lr}"
             )
-        fits = isinstance(env, ISPTuningSB3) and env.core.task.mode == "params" and env.max_episode_steps is None
-        if guided_steps and not fits:
+        env = self.env
+        if not (isinstance(env, ISPTuningSB3) and env.core.task.mode == "params" and env.max_episode_steps is None):
             raise ValueError("env: expected an ISPTuningSB3 that moves params, with whole episodes, to guide PPO on")
-        self.guided_steps, self.guided_epochs, self.guided_lr = guided_steps, guided_epochs, guided_lr
-        super().__init__(policy, env, **ppo)
+        self.guided_steps, self.guided_epochs, self.guided_lr = steps, epochs, lr
+        return self
 
     @property
     def guided(self) -> bool:
