@@ -40,7 +40,7 @@ POLICY_CLASSES: dict[str, type[BasePolicy]] = {
 FILE = "policy.safetensors"
 _ARCHITECTURE = "ISPTuningPolicy"
 _LOG_STD = -1.0  # a standard deviation of 1 would leave the box of actions in a third of the draws
-_HIDDEN = 256
+_HIDDEN = 64
 
 
 class ThumbnailFeatures(BaseFeaturesExtractor):
@@ -55,14 +55,14 @@ class ThumbnailFeatures(BaseFeaturesExtractor):
         width = sum(cast("tuple[int]", observation_space[name].shape)[0] for name in self.vectors)
         super().__init__(observation_space, _HIDDEN + width)
         self.thumbnail = nn.Sequential(  # 64 px -> 15 -> 6 -> 4
-            nn.Conv2d(3, 32, 8, stride=4),
+            nn.Conv2d(3, 16, 8, stride=4),
             nn.ReLU(),
-            nn.Conv2d(32, 64, 4, stride=2),
+            nn.Conv2d(16, 32, 4, stride=2),
             nn.ReLU(),
-            nn.Conv2d(64, 64, 3),
+            nn.Conv2d(32, 32, 3),
             nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(64 * 4 * 4, _HIDDEN),
+            nn.Linear(32 * 4 * 4, _HIDDEN),
             nn.ReLU(),
         )
 
