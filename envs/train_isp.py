@@ -8,6 +8,9 @@ Images: --photos, ordinary photos, each turned into several plausible raw files 
 folder of raw files; or --fivek, the root of MIT-Adobe FiveK. Files that cannot be read are left out and listed. A share
 of the images, drawn by --seed, is for tests (FiveK: or the second of the lists --split).
 
+PPO is guided at first (--guided): its policy climbs the reward's gradient through the ISP, which --model has to have;
+--guided 0 leaves all to PPO (attriqa_envs/guided_ppo.py).
+
 Every --eval-every steps the deterministic policy tunes the test images from the camera's default. What it gains in
 reward and score is printed beside the gains of held-out judges (--judges), which nothing optimises, and an alarm where
 the score has risen and a judge has fallen since (attriqa_envs/alarm.py): the reward is being hacked.
@@ -93,7 +96,7 @@ class Config:
     test_most: int = opt(48, "test images that are used, at most")
     episodes: int = opt(8, "of each environment per rollout of ppo; the others learn after one, dqn after four")
     epochs: int = opt(5, "ppo: passes over a rollout")
-    guided: float = opt(0.5, "ppo: share of the steps that climb the reward's gradient through the ISP, before PPO")
+    guided: float = opt(0.7, "ppo: share of the steps that climb the reward's gradient through the ISP, before PPO")
     guided_lr: float = opt(1e-3, "ppo: Adam's rate of these; falls to a tenth along a cosine")
     batch: int = opt(64, "transitions per gradient step")
     replay_ratio: float = opt(0.25, "sac, td3, dqn: gradient steps per transition")
