@@ -17,6 +17,7 @@ OUT/metrics.json. Keep the machine idle.
 
 import json
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 from skimage import data
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor
+from tqdm import tqdm
 
 from attriqa import QualityReward
 from attriqa.images import ImageError, find, read
@@ -187,12 +189,17 @@ def _render(core: ISPCore, times: int) -> None:
 def measure_raw(config: Config, folder: Path) -> Numbers:
     """Decoding at the tuning size, with and without the cache that is left in ``folder / "cache"``."""
     try:
-        sources = [_mosaic(folder, config)] if config.raw is None else find_images(config.raw, kind="raw")
+        found = [_mosaic(folder, config)] if config.raw is None else find_images(config.raw, kind="raw")
         cached, plain = RenditionCache(folder / "cache", config.side), RenditionCache(None, config.side)
-        megapixels = [np.prod(cached.read(source).metadata.size) / 1e6 for source in sources]
+        loaded = cached.read_all(found, progress=False)
+        for failure in loaded.failures:
+            tqdm.write(f"left out: {failure}", file=sys.stderr)
+        unread = {failure.path for failure in loaded.failures}  # as text
+        sources = [source for source in found if str(source.path) not in unread]
+        megapixels = [np.prod(image.metadata.size) / 1e6 for image in loaded.images]
         tasks = {"decoded": partial(_read, plain, sources), "cached": partial(_read, cached, sources)}
         seconds = interleave(tasks, config.rounds, "raw")
-    except (ImageError, ValueError) as error:
+    except ValueError as error:
         raise SystemExit(str(error)) from None
     result = {"files": float(len(sources)), "mean_megapixels": float(np.mean(megapixels))}
     result |= {f"{name}_ms": 1000 * statistics.median(times) / len(sources) for name, times in seconds.items()}

@@ -6,14 +6,16 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 if TYPE_CHECKING:
-    from tests import small_net
+    from tests import dng_files, small_net
 else:
+    import dng_files
     import small_net
 
 Run = Callable[..., "CompletedProcess[str]"]
@@ -21,8 +23,8 @@ SCRIPT = Path(__file__).resolve().parent.parent / "evals" / "speed_isp.py"
 
 
 @pytest.fixture(scope="module")
-def measure() -> Iterator[Callable[..., None]]:
-    """The recipe's main, in this process: each start of Python with torch takes seconds."""
+def recipe() -> Iterator[ModuleType]:
+    """The recipe, in this process: each start of Python with torch takes seconds."""
     spec = importlib.util.spec_from_file_location("recipe_speed_isp", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
@@ -30,7 +32,7 @@ def measure() -> Iterator[Callable[..., None]]:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     threads = torch.get_num_threads()
-    yield lambda *words: module.main([*map(str, words)])
+    yield module
     torch.set_num_threads(threads)
     del sys.modules[spec.name]
 
@@ -63,6 +65,18 @@ def test_smoke(tmp_path: Path, run_recipe: Run) -> None:
     assert json.loads((tmp_path / "config.json").read_text())["side"] == 64
 
 
+def test_a_raw_that_cannot_be_read_is_left_out(
+    recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "raws"
+    folder.mkdir()
+    dng_files.write_dng(folder / "good.dng", dng_files.mosaic_of(dng_files.smooth_scene(64, 80)))
+    (folder / "bad.dng").write_bytes(b"no raw file")
+    found = recipe.measure_raw(recipe.Config(raw=folder, side=32, rounds=1), tmp_path / "kept")
+    assert found["files"] == 1
+    assert "left out:" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -74,9 +88,9 @@ def test_smoke(tmp_path: Path, run_recipe: Run) -> None:
     ],
 )
 def test_what_cannot_be_measured_is_said_in_one_line(
-    tmp_path: Path, measure: Callable[..., None], capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+    recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
     weights = small_net.save(tmp_path / "small.safetensors")
     with pytest.raises(SystemExit) as end:
-        measure("--smoke", "--model", weights, "--out", tmp_path, *flags)
+        recipe.main(["--smoke", "--model", str(weights), "--out", str(tmp_path), *flags])
     assert message in str(end.value.code) + capsys.readouterr().err
