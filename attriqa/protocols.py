@@ -272,7 +272,12 @@ class RampTable(NamedTuple):
 
 
 def follow_ramps(
-    attributes: Callable[[Tensor], Tensor | None], photos: Sequence[Path], *, seed: int = 0, progress: bool = True
+    attributes: Callable[[Tensor], Tensor | None],
+    photos: Sequence[Path],
+    *,
+    seed: int = 0,
+    shorter_edge: int | None = None,
+    progress: bool = True,
 ) -> RampTable:
     """Render each photo at nine levels of each attribute (`apply_ramp`) and see what every head makes of them.
 
@@ -282,6 +287,7 @@ def follow_ramps(
         attributes: ``(B, 3, H, W)`` in [0, 1] -> ``(B, 5)``.
         photos: pristine photos, better ones that no head has learnt from.
         seed: of the noise ramp.
+        shorter_edge: px that the photos are reduced to; `None`: they stay as they are.
         progress: show a progress bar.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -290,7 +296,7 @@ def follow_ramps(
     srocc = np.zeros((len(photos), count, count))
     change = np.zeros_like(srocc)
     for i, path in enumerate(tqdm(photos, "ramps", leave=False, disable=not progress)):
-        photo = read(path)[None].expand(RAMP_LEVELS, -1, -1, -1)
+        photo = read(path, shorter_edge=shorter_edge)[None].expand(RAMP_LEVELS, -1, -1, -1)
         for row, name in enumerate(ATTRIBUTES):
             said = attributes(apply_ramp(photo, name, level, generator))
             if said is None:
@@ -312,7 +318,12 @@ class DepartureRow(NamedTuple):
 
 
 def follow_departures(
-    score: Callable[[Tensor], Tensor], photos: Sequence[Path], *, seed: int = 0, progress: bool = True
+    score: Callable[[Tensor], Tensor],
+    photos: Sequence[Path],
+    *,
+    seed: int = 0,
+    shorter_edge: int | None = None,
+    progress: bool = True,
 ) -> dict[str, DepartureRow]:
     """Render each photo at five severities of each departure (`draw_departure`) and see what a score makes of them.
 
@@ -320,13 +331,14 @@ def follow_departures(
         score: ``(B, 3, H, W)`` in [0, 1] -> ``(B,)``, higher is better.
         photos: pristine photos, better ones that nothing was learnt from.
         seed: of the departures that are drawn, one of each kind per photo.
+        shorter_edge: px that the photos are reduced to; `None`: they stay as they are.
         progress: show a progress bar.
     """
     severity = torch.linspace(0, 1, 5)
     rng = np.random.default_rng(seed)
     found = {kind: np.zeros((len(photos), 3)) for kind in DEPARTURES}
     for i, path in enumerate(tqdm(photos, "departures", leave=False, disable=not progress)):
-        photo = read(path)[None].expand(len(severity), -1, -1, -1)
+        photo = read(path, shorter_edge=shorter_edge)[None].expand(len(severity), -1, -1, -1)
         for kind, values in found.items():
             said = score(develop(photo, severity[:, None] * draw_departure(kind, rng))).double().cpu().numpy()
             order = -spearmanr(severity, said).statistic if np.ptp(said) > 0 else 0.0

@@ -26,7 +26,8 @@ class Config:
     """What a run does."""
 
     photos: Path = required("folder of pristine photos")
-    model: str = opt("default", "default, or the path of a checkpoint")
+    model: str = opt("default", "default, robust, or the path of a checkpoint")
+    side: int | None = opt(None, "px: photos are reduced to this shorter edge, and judged at that size")
     pattern: str = opt("*", "which files of --photos are used")
     all_photos: bool = opt(False, "also photos that the heads may have learnt from")
     out: Path = opt(Path("runs/attributes"), "where metrics.json goes")
@@ -37,7 +38,7 @@ class Config:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     config = parse_config(Config, argv, __doc__)
-    reward = QualityReward(config.model, view="full")
+    reward = QualityReward(config.model, view="full" if config.side is None else "native")
     photos = sorted(path for path in config.photos.glob(config.pattern) if path.is_file())
     if not config.all_photos:
         held_out = set(reward.provenance["ramp_test_photos"])
@@ -48,10 +49,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     photos = photos[: 2 if config.smoke else None]
     with torch.no_grad():
-        table = follow_ramps(lambda images: reward.assess(images).attributes, photos, seed=config.seed)
-        departures = follow_departures(lambda images: reward.assess(images).score, photos, seed=config.seed)
+        table = follow_ramps(
+            lambda images: reward.assess(images).attributes, photos, seed=config.seed, shorter_edge=config.side
+        )
+        departures = follow_departures(
+            lambda images: reward.assess(images).score, photos, seed=config.seed, shorter_edge=config.side
+        )
     kind = "any photos" if config.all_photos else "photos that the heads have not seen"
-    protocol = f"ramps of 9 levels on {table.photos} {kind}"
+    size = "" if config.side is None else f" of {config.side} px"
+    protocol = f"ramps of 9 levels on {table.photos} {kind}{size}"
     print(f"{reward.identity}\n{protocol}\n")
     print_table("mean SROCC between level (rows) and head (columns)", table.srocc)
     print_table("mean change of the head from level 0 to level 1", table.change)

@@ -265,6 +265,18 @@ def test_the_table_is_the_mean_over_photos_and_seeded(paths: list[Path]) -> None
     assert follow_ramps(measures, paths, seed=1, progress=False).change[4] != both.change[4]
 
 
+def test_photos_are_reduced_before_they_are_changed(paths: list[Path]) -> None:
+    sizes = set()
+
+    def watched(images: Tensor) -> Tensor:
+        sizes.add(min(images.shape[2:]))
+        return images.mean((1, 2, 3))
+
+    follow_departures(watched, paths, shorter_edge=40, progress=False)
+    follow_ramps(lambda images: watched(images)[:, None].expand(-1, 5), paths, shorter_edge=40, progress=False)
+    assert sizes == {40}
+
+
 def test_scores_follow_departures_or_do_not(paths: list[Path]) -> None:
     """Nearness to the mean light of both photos, a constant, a liking for light."""
     light = follow_departures(lambda images: luma(images).mean((1, 2, 3)), paths, progress=False)
