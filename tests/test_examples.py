@@ -71,3 +71,9 @@ def test_explained_shows_three_photos(run_recipe: Recipe, tmp_path: Path) -> Non
     assert "Gaussian blur" in lines[2]
     with Image.open(tmp_path / "out.jpg") as sheet:
         assert sheet.width > 1000
+    done = run_recipe("examples/explained.py", tmp_path / "one.jpg", "one")
+    assert done.returncode == 0, done.stderr
+    assert "very low sharpness" in done.stdout
+    with Image.open(tmp_path / "one.jpg") as sheet:
+        assert sheet.size == (3 * 384, 384)
+    assert run_recipe("examples/explained.py", tmp_path / "one.jpg", "two").returncode == 1
