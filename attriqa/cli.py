@@ -219,7 +219,7 @@ def _add_demo(commands: Any) -> None:
 
 
 def _add_scorer(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="default", help="'default', or a checkpoint of any kind of model [default]")
+    parser.add_argument("--model", default="default", help="default, robust, judge, or a checkpoint [default]")
     parser.add_argument(
         "--view", choices=("five_crop", "full", "native", "own"), help="what the model looks at [its usual view]"
     )

@@ -49,8 +49,9 @@ class QualityReward(Reward):
     score in any batch (1e-5 in fp32).
 
     Args:
-        model: ``"default"``, the weights inside the package; the path of a checkpoint of any kind, or a name as
-            `attriqa.load` takes it; or a model, of which a copy is used.
+        model: weights inside the package: ``"default"``, which measures, ``"robust"``, the same network trained to be
+            optimised, ``"judge"``; the path of a checkpoint of any kind, or a name as `attriqa.load` takes it; or a
+            model, of which a copy is used.
         attribute_weights: what the reward is made of, e.g. ``{"score": 1, "sharpness": 0.3, "jpeg": -0.2}``: names
             among ``"score"`` and the attributes and distortions that the model tells (``names``), finite weights; a
             distortion's strength is no merit, so a negative one keeps it away. The reward is the weighted sum over the
