@@ -2,7 +2,8 @@
 
 PPO learns from how good its random actions turned out to be. The tuning environment knows more: how its reward changes
 with every param, as `attriqa_envs.search.adam` uses it for a single picture. Climbing that gradient on average over
-pictures, in the policy's weights, is the pathwise estimator of the same policy gradient, of far smaller variance.
+pictures, in the policy's weights, is the pathwise estimate of what PPO estimates from returns; what an action changes
+in later observations is left out of it.
 """
 
 import math
@@ -30,8 +31,7 @@ class GuidedPPO(PPO):
     A guided rollout is an episode of every environment, with actions drawn as PPO draws them, and ``guided_epochs``
     steps of Adam on it. What is climbed is the objective where an episode ends (`attriqa_envs.search.Objective`, whose
     growth is the sum of the rewards), as a function of all its actions, which add up to the params: they are drawn
-    anew, from the same observations, so what they would change in later ones is not followed. The critic learns the
-    discounted returns, as it does in PPO.
+    anew, from the same observations. The critic learns the discounted returns, as it does in PPO.
 
     Nothing is guided before `guide` is called.
     """
