@@ -207,8 +207,10 @@ def test_an_interrupted_run_ends_with_the_weights_of_a_whole_one(
     assert rest.returncode == 0, rest.stderr
     file = Path("policy", "policy.safetensors")
     mine, theirs = load_file(out / file), load_file(tmp_path / "whole" / file)
-    for name, value in theirs.items():  # the score of an image differs by rounding with the batch it is scored in
-        torch.testing.assert_close(mine[name], value, rtol=0, atol=1e-6)
+    # The score of an image and its gradient differ by rounding with the batch that it is scored in, and Adam moves a
+    # weight whose gradient is small by rate / eps = 1e-3 / 1e-5 times that; an update that is missing moves it by 1e-3.
+    for name, value in theirs.items():
+        torch.testing.assert_close(mine[name], value, rtol=0, atol=2e-5)
     curves = [json.loads((folder / "metrics.json").read_text())["curve"] for folder in (out, tmp_path / "whole")]
     for entry, other in zip(*curves, strict=True):
         assert entry["step"] == other["step"]
