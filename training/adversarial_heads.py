@@ -9,8 +9,8 @@ pooled statistics are kept. Heads and regressor then learn anew from where the r
 rounds so far: the run's own losses on clean crops and ramps, and a score of each example that stays near that of the
 crop it was made of (--consistency-weight), and of the departures a ranking below their photo. Attributes are held where
 they were. The departure head learns most: at a rate of its own, and from drawn departures of pristine photos, too
-(`attriqa.photos.DRAWN`). People who rate photos hardly mind these, so a score that does follows opinions less closely:
-what comes out is a reward to be optimised, not a better measure.
+(`attriqa.photos.DRAWN`). A score that follows opinions hardly minds these, and one that does follows opinions less
+closely: what comes out is a reward to be optimised, not a better measure.
 
 Each fold is measured before and after, with the same photos: its test side; white-box PGD on --attacked photos that
 nothing has learnt from, as evals/attack.py does it, in standard deviations of the net over these photos; how heads
