@@ -107,12 +107,20 @@ def _attribute_ramp(image: Tensor, attribute: int, level: Tensor, rng: np.random
 
 
 def _departure_ramp(image: Tensor, kind: str, level: Tensor, rng: np.random.Generator) -> Tensor:
-    """What the photo departs in already is along another axis: two on one axis could undo each other."""
-    others = [other for other in DEPARTURES if DEPARTURES[other] not in (DEPARTURES[kind], "all")]
-    if kind != "mixed" and rng.random() < 0.5:
-        before = draw_departure(others[int(rng.integers(len(others)))], rng)
-        image = develop(image, MOST_BEFORE * rng.random() * before[None])
+    image = _departed(image, kind, rng, 0.5)
     return develop(image.expand(len(level), -1, -1, -1), (1 - level)[:, None] * draw_departure(kind, rng))
+
+
+def _departed(image: Tensor, kind: str, rng: np.random.Generator, share: float, mends: tuple[str, ...] = ()) -> Tensor:
+    """The photo that a departure starts from: a share of them depart already, along an axis that it does not mend.
+
+    Two on one axis could undo each other, and a mixed one is along all.
+    """
+    if kind == "mixed" or rng.random() >= share:
+        return image
+    others = [other for other in DEPARTURES if DEPARTURES[other] not in (DEPARTURES[kind], "all", *mends)]
+    before = draw_departure(others[int(rng.integers(len(others)))], rng)
+    return develop(image, MOST_BEFORE * rng.random() * before[None])
 
 
 DRAWN = (*["cast"] * 3, *["gray"] * 2, *["mixed"] * 2, "harsh", "oversharpened")
@@ -148,11 +156,8 @@ class DepartureGroups(Dataset[tuple[Tensor, Tensor]]):
         level = torch.from_numpy(rng.random(self.levels)).float()
         level[0] = 1.0
         departure = draw_departure(kind, rng)
-        mended = (DEPARTURES[kind], "all", *(["balance"] if kind == "gray" else []))
-        others = [other for other in DEPARTURES if DEPARTURES[other] not in mended]
-        if kind != "mixed" and rng.random() < _SHARE_CHANGED:
-            before = draw_departure(others[int(rng.integers(len(others)))], rng)
-            image = develop(image, MOST_BEFORE * rng.random() * before[None])
+        mends = ("balance",) if kind == "gray" else ()
+        image = _departed(image, kind, rng, _SHARE_CHANGED, mends)
         if rng.random() < _SHARE_CHANGED:
             noise = torch.from_numpy(rng.standard_normal(image.shape)).float()
             image = (image + _MOST_NOISE * rng.random() ** 2 * noise).clamp(0, 1)
