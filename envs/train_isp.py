@@ -91,6 +91,7 @@ class Config:
     step_size: float = opt(0.25, "change by an action of 1, where parameters range over [-1, 1]")
     distance_weight: float = opt(0.02, "lambda: reward per mean squared distance from the default, ranges [-1, 1]")
     clipping_weight: float = opt(0.1, "mu: reward per share of clipped pixels")
+    observe_gradient: bool = opt(False, "the policy also sees the reward's gradient by the parameters")
     random_start: float = opt(0.0, "training episodes begin off the default by up to so much, ranges [-1, 1]")
     test_share: float = opt(0.2, "of the images")
     test_most: int = opt(48, "test images that are used, at most")
@@ -142,6 +143,7 @@ class Config:
             distance_weight=self.distance_weight,
             clipping_weight=self.clipping_weight,
             random_start=self.random_start,
+            observe_gradient=self.observe_gradient,
         )
 
 

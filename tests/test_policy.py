@@ -40,7 +40,9 @@ ALGORITHMS: tuple[Algorithm, ...] = ("ppo", "sac", "td3", "dqn")
 
 
 def task_of(algorithm: Algorithm) -> TuningTask:
-    return TuningTask("tools") if algorithm == "dqn" else TuningTask(parameters=("exposure", "tint"), horizon=2)
+    if algorithm == "dqn":
+        return TuningTask("tools")
+    return TuningTask(parameters=("exposure", "tint"), horizon=2, observe_gradient=algorithm == "ppo")
 
 
 def model_of(algorithm: Algorithm, count: int = 2, seed: int = 0) -> BaseAlgorithm:

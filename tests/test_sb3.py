@@ -53,7 +53,11 @@ def blind() -> dict[str, Any]:  # of a policy; a new one, as PPO writes into it
 
 @pytest.mark.parametrize(
     ("mode", "options", "limit"),
-    [("params", {"random_start": 0.3}, None), ("params", {"horizon": 4}, 3), ("tools", {}, None)],
+    [
+        ("params", {"random_start": 0.3, "observe_gradient": True}, None),
+        ("params", {"horizon": 4}, 3),
+        ("tools", {}, None),
+    ],
 )
 def test_it_does_what_single_environments_behind_dummy_vec_env_do(
     mode: str, options: dict[str, Any], limit: int | None

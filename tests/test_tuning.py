@@ -60,9 +60,9 @@ def test_the_checker_has_nothing_to_say(mode: str) -> None:
     env.close()
 
 
-@pytest.mark.parametrize("start", [0.0, 0.5])
-def test_the_checker_has_nothing_to_say_of_random_starts(start: float) -> None:
-    check_env(make(random_start=start), skip_render_check=True)
+@pytest.mark.parametrize("options", [{"random_start": 0.5}, {"observe_gradient": True}])
+def test_the_checker_has_nothing_to_say_of_options(options: dict[str, Any]) -> None:
+    check_env(make(**options), skip_render_check=True)
 
 
 def test_make_vec_makes_the_batched_environment() -> None:
@@ -100,6 +100,7 @@ def test_the_import_is_light() -> None:
         ("params", {}, None),
         ("params", {"random_start": 0.4, "horizon": 3, "parameters": KEYS}, None),
         ("params", {"horizon": 3}, 2),
+        ("params", {"observe_gradient": True}, None),
         ("tools", {}, None),
         ("tools", {"horizon": 4}, 3),
     ],
@@ -426,6 +427,53 @@ def test_observations_tell_what_they_say() -> None:
     assert observation["step"] == np.float32(0.2)
 
 
+def test_the_observed_gradient_is_that_of_the_reward() -> None:
+    """Central differences of what an episode is worth, after a step away from the default."""
+    chosen = ("exposure", "contrast", "saturation", "tint")
+    options: dict[str, Any] = {"parameters": chosen, "distance_weight": 0.3, "clipping_weight": 0.0}
+    core = make(**options, observe_gradient=True, step_size=0.2).core
+    start, small = np.array([0.5, -0.4, 0.8, 0.3], np.float32), 0.01
+
+    def worth(offset: np.ndarray) -> float:  # of params a step and an offset off the default
+        probe = make(**options, step_size=1.0)
+        probe.reset(seed=0, options={"image": 2})
+        return float(probe.step(0.2 * start + offset)[1])
+
+    core.reset([0], [np.random.default_rng(0)], [2])
+    core.step(start[None])
+    observed = core.observe(np.arange(1))["gradient"][0]
+    sides = [[worth(way * small * axis) for way in (1, -1)] for axis in np.eye(4, dtype=np.float32)]
+    slope = np.array([(up - down) / (2 * small) for up, down in sides])
+    np.testing.assert_allclose(observed, slope / (np.abs(slope) + np.sqrt(np.mean(slope**2))), atol=0.02)
+    assert np.abs(observed).min() > 0
+    assert core.observation_space["gradient"].shape == (4,)
+
+
+def test_an_observed_gradient_costs_no_second_forward_and_leaves_none() -> None:
+    scorer = BrightnessScorer()
+    env = make(scorer=scorer, observe_gradient=True)
+    env.reset(seed=0)
+    scorer.batches.clear()
+    observation, *_ = env.step(one("exposure", 0.5))
+    assert scorer.batches == [1]
+    assert isinstance(observation["gradient"], np.ndarray)
+    assert not env.core.pictures(np.arange(1)).requires_grad
+    assert "gradient" not in make().observation_space.spaces  # type: ignore[attr-defined]
+
+
+def test_a_flat_reward_has_an_observed_gradient_of_zero() -> None:
+    env = make(scorer=lambda images: images.sum((1, 2, 3)) * 0, observe_gradient=True, clipping_weight=0.0)
+    observation, _ = env.reset(seed=0)
+    assert not observation["gradient"].any()  # at the default, where the distance is flat too
+
+
+def test_gradients_that_are_not_there_or_not_finite_are_refused() -> None:
+    with pytest.raises(ValueError, match="scorer: expected one with gradients"):
+        make(scorer=lambda images: images.detach().mean((1, 2, 3)), observe_gradient=True)
+    with pytest.raises(ValueError, match="scorer: expected finite gradients"):
+        make(scorer=lambda images: (images.mean((1, 2, 3)) * 0).sqrt(), observe_gradient=True)
+
+
 def test_no_global_random_state_is_read_or_set() -> None:
     def play() -> tuple[Any, ...]:
         envs = make_many(2, random_start=0.2)
@@ -509,6 +557,7 @@ def test_a_score_that_turns_into_nan_is_an_error_and_no_reward() -> None:
         ({"parameters": ["hue", "hue"]}, "parameters"),
         ({"mode": "tools", "random_start": 0.1}, "expected none in tools mode"),
         ({"mode": "tools", "parameters": ["hue"]}, "expected none in tools mode"),
+        ({"mode": "tools", "observe_gradient": True}, "expected none in tools mode"),
         ({"render_mode": "human"}, "render_mode"),
         ({"side": 16}, "side"),
         ({"cache": "somewhere"}, "cache"),

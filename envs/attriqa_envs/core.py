@@ -17,14 +17,13 @@ from torch import Tensor
 
 from attriqa import QualityReward
 from attriqa.assessment import Assessment
+from attriqa_envs.clipping import clipped_share
 from attriqa_envs.tuning_state import TuningTask, make_state
 
 Scorer = Callable[[Tensor], Assessment | Tensor]
 Arrays = dict[str, NDArray[Any]]
 
 THUMBNAIL = 64  # px
-# Where `render`'s soft clip stands for encoded values of 0 and 1: beyond, a hard clip would have cut.
-CLIP_LOW, CLIP_HIGH = 1 / 1024, 1 - 1 / 128
 
 
 class Transition(NamedTuple):
@@ -41,12 +40,13 @@ class _Seen(NamedTuple):
     scores: NDArray[np.float32]  # (B, S), the score itself first
     clipped: NDArray[np.float32]  # (B,)
     thumbnails: NDArray[np.uint8]  # (B, 3, 64, 64)
+    gradients: NDArray[np.float32]  # (B, D) where the reward rises, in (-1, 1); D = 0 where it is not observed
 
     def at(self, rows: NDArray[np.integer[Any]]) -> "_Seen":
-        return _Seen(self.scores[rows], self.clipped[rows], self.thumbnails[rows])
+        return _Seen(self.scores[rows], self.clipped[rows], self.thumbnails[rows], self.gradients[rows])
 
     def put(self, rows: NDArray[np.integer[Any]], seen: "_Seen") -> None:
-        self.scores[rows], self.clipped[rows], self.thumbnails[rows] = seen
+        self.scores[rows], self.clipped[rows], self.thumbnails[rows], self.gradients[rows] = seen
 
 
 class ISPCore:
@@ -83,19 +83,19 @@ class ISPCore:
         # The start of an episode depends on its image alone unless it is random: it is looked at once.
         self._starts_known = np.zeros(len(bank), np.bool_)
         self._state.reset(np.arange(1), [0], [np.random.default_rng(0)])
-        width = self._look(np.arange(1)).scores.shape[1]
-        self._starts = _empty(len(bank), width)
-        self._now = _empty(count, width)
+        shown = self._look(np.arange(1))
+        self._starts, self._now = (shown.at(np.zeros(length, np.intp)) for length in (len(bank), count))
         self._distance = np.zeros(count)
         self.action_space = self._state.action_space
-        self.observation_space = spaces.Dict(
-            {
-                "image": spaces.Box(0, 255, (3, THUMBNAIL, THUMBNAIL), np.uint8),
-                self._state.key: self._state.space,
-                "attributes": spaces.Box(-1, 1, (width,), np.float32),
-                "step": spaces.Box(0, 1, (1,), np.float32),
-            }
-        )
+        observed: dict[str, spaces.Space[Any]] = {
+            "image": spaces.Box(0, 255, (3, THUMBNAIL, THUMBNAIL), np.uint8),
+            self._state.key: self._state.space,
+            "attributes": spaces.Box(-1, 1, (shown.scores.shape[1],), np.float32),
+            "step": spaces.Box(0, 1, (1,), np.float32),
+        }
+        if self.task.observe_gradient:
+            observed["gradient"] = spaces.Box(-1, 1, (shown.gradients.shape[1],), np.float32)
+        self.observation_space = spaces.Dict(observed)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -134,7 +134,7 @@ class ISPCore:
         self._state.reset(where, drawn, generators)
         self.images[where] = drawn
         self.steps[where] = 0
-        self._distance[where] = self._state.distance(where).numpy(force=True)
+        self._distance[where] = self._state.distance(self._state.place(where)).numpy(force=True)
         if self.task.random_start:
             self._now.put(where, self._look(where))
             return
@@ -163,7 +163,7 @@ class ISPCore:
         rows = np.flatnonzero(changed)
         if len(rows):
             self._now.put(rows, self._look(rows))
-            self._distance[rows] = self._state.distance(rows).numpy(force=True)
+            self._distance[rows] = self._state.distance(self._state.place(rows)).numpy(force=True)
         after = self._worth()
         parts = {name: after[name] - before[name] for name in after}
         rewards = np.sum(list(parts.values()), axis=0)
@@ -180,12 +180,13 @@ class ISPCore:
 
     def observe(self, rows: NDArray[np.intp]) -> Arrays:
         """The observations of episodes under way, ``(len(rows), ...)`` each; new arrays."""
-        return {
+        observed: Arrays = {
             "image": self._now.thumbnails[rows],
             self._state.key: self._state.observation(rows),
             "attributes": self._now.scores[rows].clip(-1, 1),
             "step": (self.steps[rows, None] / self.task.steps).astype(np.float32),
         }
+        return observed | ({"gradient": self._now.gradients[rows]} if self.task.observe_gradient else {})
 
     def facts(self, rows: NDArray[np.intp]) -> Arrays:
         """What ``info`` tells of episodes under way besides the reward's parts, ``(len(rows), ...)``; new arrays."""
@@ -200,7 +201,7 @@ class ISPCore:
     @torch.no_grad()
     def pictures(self, rows: NDArray[np.intp]) -> Tensor:
         """The pictures of episodes as they are now: ``(len(rows), 3, H, W)`` sRGB in [0, 1]."""
-        return self._state.pictures(rows)
+        return self._state.pictures(rows, self._state.place(rows))
 
     def frames(self, rows: NDArray[np.intp]) -> NDArray[np.uint8]:
         """The same for display: ``(len(rows), H, W, 3)`` in 8 bits."""
@@ -215,18 +216,32 @@ class ISPCore:
             "reward_clipping": -self.task.clipping_weight * self._now.clipped.astype(np.float64),
         }
 
-    @torch.no_grad()
     def _look(self, rows: NDArray[np.intp]) -> _Seen:
         """Render in one batch, score in one forward, and bring to the host what is small."""
-        pictures = self._state.pictures(rows)
-        clipped = ((pictures <= CLIP_LOW) | (pictures >= CLIP_HIGH)).any(1).float().mean((1, 2))
-        thumbnails = (F.interpolate(pictures, (THUMBNAIL, THUMBNAIL), mode="area") * 255).round().to(torch.uint8)
-        scores = self._ask(pictures).float()
-        seen = _Seen(*(part.numpy(force=True) for part in (scores, clipped, thumbnails)))
+        with torch.set_grad_enabled(self.task.observe_gradient):
+            place = self._state.place(rows).requires_grad_(self.task.observe_gradient)
+            pictures = self._state.pictures(rows, place)
+            scores = self._ask(pictures).float()
+            clipped = clipped_share(pictures)
+            gradients = self._uphill(place, scores[:, 0], clipped) if self.task.observe_gradient else place[:, :0]
+        with torch.no_grad():
+            thumbnails = (F.interpolate(pictures, (THUMBNAIL, THUMBNAIL), mode="area") * 255).round().to(torch.uint8)
+        seen = _Seen(*(part.numpy(force=True) for part in (scores, clipped, thumbnails, gradients)))
         wrong = np.flatnonzero(~np.isfinite(seen.scores).all(1))
         if len(wrong):
             raise ValueError(f"scorer: expected finite scores; got {seen.scores[wrong[0]]} for environment {wrong[0]}")
+        if not np.isfinite(seen.gradients).all():
+            raise ValueError("scorer: expected finite gradients to the pictures; some are not")
         return seen
+
+    def _uphill(self, place: Tensor, scores: Tensor, clipped: Tensor) -> Tensor:
+        """Where the potential rises: its gradient g by the tuned params, as g / (|g| + root mean square of g)."""
+        if not scores.requires_grad:
+            raise ValueError("scorer: expected one with gradients to the pictures, to observe these; this one has none")
+        worth = self.task.potential(scores, self._state.distance(place), clipped)
+        (whole,) = torch.autograd.grad(worth.sum(), place)
+        gradient = whole[:, self._state.columns]
+        return gradient / (gradient.abs() + gradient.square().mean(1, keepdim=True).sqrt()).clamp(min=1e-12)
 
 
 def _asking(scorer: Scorer) -> Callable[[Tensor], Tensor]:
@@ -247,14 +262,6 @@ def _asking(scorer: Scorer) -> Callable[[Tensor], Tensor]:
         return score[:, None] if attributes is None else torch.cat((score[:, None], attributes.to(score)), 1)
 
     return ask
-
-
-def _empty(count: int, width: int) -> _Seen:
-    return _Seen(
-        np.zeros((count, width), np.float32),
-        np.zeros(count, np.float32),
-        np.zeros((count, 3, THUMBNAIL, THUMBNAIL), np.uint8),
-    )
 
 
 def rows_of(arrays: Arrays) -> list[dict[str, Any]]:

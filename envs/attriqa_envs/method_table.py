@@ -22,7 +22,8 @@ from attriqa.assessment import Assessment
 from attriqa.prompts import ATTRIBUTES
 from attriqa.recipe import atomic_path, write_json
 from attriqa_envs.alarm import Look, find_alarms
-from attriqa_envs.core import CLIP_HIGH, CLIP_LOW, Scorer
+from attriqa_envs.clipping import clipped_share
+from attriqa_envs.core import Scorer
 from attriqa_envs.evaluation import Judge
 
 Record = dict[str, Any]
@@ -49,7 +50,7 @@ def tell(pictures: Tensor, scorer: Scorer, judges: Mapping[str, Judge]) -> list[
     for some in pictures.split(_BATCH):
         score, attributes = _ask(scorer, some)
         judged = {name: _finite(f"judge {name}", judge(some), len(some)) for name, judge in judges.items()}
-        clipped = ((some <= CLIP_LOW) | (some >= CLIP_HIGH)).any(1).float().mean((1, 2)).tolist()
+        clipped = clipped_share(some).tolist()
         beyond = ((some.amin(1) <= _OFF) & (some.amax(1) >= _LIT)).float().mean((1, 2)).tolist()
         for row in range(len(some)):
             five = {} if attributes is None else dict(zip(ATTRIBUTES, attributes[row].tolist(), strict=True))

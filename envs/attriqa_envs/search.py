@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attriqa.assessment import Assessment
-from attriqa_envs.core import CLIP_HIGH, CLIP_LOW, Arrays, ISPCore, Scorer
+from attriqa_envs.clipping import clipped_share
+from attriqa_envs.core import Arrays, ISPCore, Scorer
 from attriqa_envs.isp import render
 from attriqa_envs.parameters import KEYS, to_action, to_params
 from attriqa_envs.tuning_state import TuningTask
@@ -27,8 +28,6 @@ Act = Callable[[Arrays], NDArray[np.generic]]
 Floats = NDArray[np.float64]
 Method = Literal["random", "cmaes", "adam", "policy"]
 
-# Half-widths of the sigmoids through which clipping is differentiated, in display values: those of `soft_clip`'s ends.
-_BLACK_WIDTH, _WHITE_WIDTH = 1 / 1024, 1 / 256
 _GROWTH, _SHRINKAGE = 1.2, 0.5  # of Adam's rate, after a step that helped and one that did not
 
 
@@ -100,8 +99,7 @@ class Objective:
         if pictures.requires_grad and not scores.requires_grad:
             raise ValueError("score: expected one with gradients to the pictures; this one has none")
         distances = (to_action(params) - self._default).square().mean(1)
-        task = self.task
-        return task.score_weight * scores - task.distance_weight * distances - task.clipping_weight * _clipped(pictures)
+        return self.task.potential(scores, distances, clipped_share(pictures))
 
     @torch.no_grad()
     def evaluate(self, actions: Tensor, rows: Tensor) -> Tensor:
@@ -118,18 +116,6 @@ def blind(scorer: Scorer) -> Score:
         return answer.score if isinstance(answer, Assessment) else answer
 
     return score
-
-
-def _clipped(pictures: Tensor) -> Tensor:
-    """The share of pixels with a clipped channel, as the environment counts it; with the gradient of a soft count."""
-    with torch.no_grad():
-        hard = ((pictures <= CLIP_LOW) | (pictures >= CLIP_HIGH)).any(1).float().mean((1, 2))
-    if not pictures.requires_grad:
-        return hard
-    black = torch.sigmoid((CLIP_LOW - pictures) / _BLACK_WIDTH)
-    white = torch.sigmoid((pictures - CLIP_HIGH) / _WHITE_WIDTH)
-    soft = torch.maximum(black, white).amax(1).mean((1, 2))
-    return soft + (hard - soft.detach())
 
 
 def search(
@@ -326,8 +312,7 @@ def follow(act: Act, linear: Tensor, scorer: Scorer, task: TuningTask, *, batch:
         images = np.minimum(np.arange(first, first + len(core)), len(linear) - 1)  # a core steps all or none
         core.reset(every, [np.random.default_rng(0) for _ in every], images.tolist())
         facts = core.facts(every)
-        value = task.score_weight * facts["score"] - task.distance_weight * facts["distance"]
-        values = [value - task.clipping_weight * facts["clipped"]]
+        values = [task.potential(facts["score"], facts["distance"], facts["clipped"])]
         for _ in range(task.steps):
             values.append(values[-1] + core.step(act(core.observe(every))).rewards)
         kept = slice(0, min(len(core), len(linear) - first))

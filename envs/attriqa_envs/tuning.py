@@ -55,6 +55,9 @@ class ISPTuningEnv(gymnasium.Env[Observation, Any]):
     | `attributes` | `Box(-1, 1, (S,), f32)`        | the score, and then the attributes where the scorer has them: |
     |              |                                | S = 6 with the default scorer; clipped to [-1, 1]             |
     | `step`       | `Box(0, 1, (1,), f32)`         | steps taken over the horizon                                  |
+    | `gradient`   | `Box(-1, 1, (P,), f32)`        | with `observe_gradient`: where the potential (see Rewards)    |
+    |              |                                | rises: its gradient g by the tuned params, here, ranges       |
+    |              |                                | scaled to [-1, 1], as g / (abs(g) + root mean square of g)    |
 
     ## Rewards
 
@@ -103,6 +106,8 @@ class ISPTuningEnv(gymnasium.Env[Observation, Any]):
     - `step_size` (0.25): by how much an action of 1 changes a parameter, ranges scaled to [-1, 1].
     - `score_weight` (1), `distance_weight` (0.02), `clipping_weight` (0.1): see Rewards.
     - `random_start` (0): see Starting State.
+    - `observe_gradient` (False): see Observation Space; `params` mode, with a differentiable scorer. Every step then
+      also goes backward, through the scorer and the ISP.
     - `side` (`None`): px of the central squares that images are brought to; `None`: as they are, files at 256.
     - `cache` (`None`): folder that keeps decoded files.
     - `device` (`None`): where images are held and rendered; `None`: where they are. The scorer must work there.
@@ -128,6 +133,7 @@ class ISPTuningEnv(gymnasium.Env[Observation, Any]):
         distance_weight: float = 0.02,
         clipping_weight: float = 0.1,
         random_start: float = 0.0,
+        observe_gradient: bool = False,
         side: int | None = None,
         cache: Path | str | None = None,
         device: torch.device | str | None = None,
@@ -136,7 +142,7 @@ class ISPTuningEnv(gymnasium.Env[Observation, Any]):
         self.render_mode = check_render_mode(render_mode)
         chosen = None if parameters is None else tuple(parameters)
         weights = (score_weight, distance_weight, clipping_weight)
-        task = TuningTask(mode, chosen, horizon, step_size, *weights, random_start)
+        task = TuningTask(mode, chosen, horizon, step_size, *weights, random_start, observe_gradient)
         self.core = ISPCore(load_bank(images, side=side, cache=cache, device=device), scorer, 1, task)
         self.observation_space = cast("spaces.Space[Observation]", self.core.observation_space)
         self.action_space = self.core.action_space
@@ -202,6 +208,7 @@ class ISPTuningVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         distance_weight: float = 0.02,
         clipping_weight: float = 0.1,
         random_start: float = 0.0,
+        observe_gradient: bool = False,
         side: int | None = None,
         cache: Path | str | None = None,
         device: torch.device | str | None = None,
@@ -212,7 +219,7 @@ class ISPTuningVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         self.render_mode = check_render_mode(render_mode)
         chosen = None if parameters is None else tuple(parameters)
         weights = (score_weight, distance_weight, clipping_weight)
-        task = TuningTask(mode, chosen, horizon, step_size, *weights, random_start)
+        task = TuningTask(mode, chosen, horizon, step_size, *weights, random_start, observe_gradient)
         self.core = ISPCore(load_bank(images, side=side, cache=cache, device=device), scorer, num_envs, task)
         self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
         self.single_observation_space, self.single_action_space = self.core.observation_space, self.core.action_space

@@ -6,7 +6,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from attriqa_envs.tools import DONE, TOOLS, apply_tools
 Mode = Literal["params", "tools"]
 Floats = NDArray[np.float32]
 Rows = NDArray[np.intp]  # indices of episodes
+Values = TypeVar("Values", Tensor, NDArray[np.float64])
 
 HORIZON: dict[str, int] = {"params": 5, "tools": 3}  # steps; 3 as in DRL-ISP
 
@@ -41,6 +42,7 @@ class TuningTask:
     distance_weight: float = 0.02
     clipping_weight: float = 0.1
     random_start: float = 0.0
+    observe_gradient: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in HORIZON:
@@ -57,13 +59,17 @@ class TuningTask:
             if not (0 <= value <= most and math.isfinite(value)) or (name == "step_size" and value == 0):
                 expected = f"in (0, {most:g}]" if name == "step_size" else f"from 0 to {most:g}, finite"
                 raise ValueError(f"{name}: expected a number {expected}; got {value!r}")
-        if self.mode == "tools" and (self.parameters is not None or self.random_start):
-            raise ValueError("parameters, random_start: expected none in tools mode, which has no params")
+        if self.mode == "tools" and (self.parameters is not None or self.random_start or self.observe_gradient):
+            raise ValueError("parameters, random_start, observe_gradient: expected none in tools mode, without params")
 
     @property
     def steps(self) -> int:
         """Steps of an episode."""
         return HORIZON[self.mode] if self.horizon is None else self.horizon
+
+    def potential(self, score: Values, distance: Values, clipped: Values) -> Values:
+        """What a picture is worth, whose growth is the reward: the score minus the penalties, elementwise."""
+        return self.score_weight * score - self.distance_weight * distance - self.clipping_weight * clipped
 
 
 class ParamsState:
@@ -79,7 +85,7 @@ class ParamsState:
 
     def __init__(self, task: TuningTask, bank: Tensor, count: int) -> None:
         chosen = KEYS if task.parameters is None else task.parameters
-        self._columns = torch.tensor([KEYS.index(key) for key in chosen], device=bank.device)
+        self.columns = torch.tensor([KEYS.index(key) for key in chosen], device=bank.device)
         self._task, self._bank = task, bank
         self._default = to_action(torch.zeros(len(KEYS), device=bank.device))
         self._values = self._default.repeat(count, 1)  # (n, P), normalised
@@ -94,46 +100,49 @@ class ParamsState:
         starts = self._default.repeat(len(rows), 1)
         reach = self._task.random_start
         if reach:
-            size = len(self._columns)
+            size = len(self.columns)
             moves = np.stack([generator.uniform(-reach, reach, size) for generator in generators])
-            starts[:, self._columns] += torch.from_numpy(moves).to(starts)
+            starts[:, self.columns] += torch.from_numpy(moves).to(starts)
         self._values[where] = starts.clamp(-1, 1)
 
     def check(self, actions: object) -> NDArray[Any]:
         """Finite numbers of shape ``(n, P)``; beyond [-1, 1] they are clipped."""
         given = np.asarray(actions)
-        shape = (len(self._values), len(self._columns))
+        shape = (len(self._values), len(self.columns))
         if given.shape != shape or given.dtype.kind not in "fiu":
             raise ValueError(f"actions: expected numbers of shape {shape}; got {given.dtype} of shape {given.shape}")
         wrong = np.argwhere(~np.isfinite(given))
         if len(wrong):
             row, column = wrong[0].tolist()
-            found = f"{given[row, column]} at index {column} ({KEYS[int(self._columns[column])]})"
+            found = f"{given[row, column]} at index {column} ({KEYS[int(self.columns[column])]})"
             raise ValueError(f"actions: expected finite numbers; environment {row} got {found}")
         return given.astype(np.float32).clip(-1, 1)
 
     def step(self, actions: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Move the params by ``step_size`` times the action, as far as their box goes."""
         moves = torch.from_numpy(actions).to(self._values) * self._task.step_size
-        self._values[:, self._columns] = (self._values[:, self._columns] + moves).clamp(-1, 1)
+        self._values[:, self.columns] = (self._values[:, self.columns] + moves).clamp(-1, 1)
         return np.ones(len(actions), np.bool_), np.zeros(len(actions), np.bool_)
 
-    def pictures(self, rows: Rows) -> Tensor:
-        """Rendered in one batch."""
-        where = self._at(rows)
-        return render(self._bank[self._images[where]].float(), to_params(self._values[where]))
+    def place(self, rows: Rows) -> Tensor:
+        """All P params, normalised: ``(len(rows), P)``; a copy."""
+        return self._values[self._at(rows)]
+
+    def pictures(self, rows: Rows, place: Tensor) -> Tensor:
+        """Of params, rendered in one batch; differentiable in them."""
+        return render(self._bank[self._images[self._at(rows)]].float(), to_params(place))
 
     def observation(self, rows: Rows) -> Floats:
         """The tuned params, normalised."""
-        return self._values[self._at(rows)][:, self._columns].numpy(force=True).copy()
+        return self.place(rows)[:, self.columns].numpy(force=True).copy()
 
-    def distance(self, rows: Rows) -> Tensor:
-        """The mean over all P params of the squared distance from the default, normalised."""
-        return (self._values[self._at(rows)] - self._default).square().mean(1)
+    def distance(self, place: Tensor) -> Tensor:
+        """The mean over all P params of the squared distance from the default, normalised: ``(B, P)`` -> ``(B,)``."""
+        return (place - self._default).square().mean(1)
 
     def facts(self, rows: Rows) -> dict[str, NDArray[Any]]:
         """All P params, physical."""
-        return {"params": to_params(self._values[self._at(rows)]).numpy(force=True).copy()}
+        return {"params": to_params(self.place(rows)).numpy(force=True).copy()}
 
     def _at(self, rows: Rows) -> Tensor:
         return torch.from_numpy(rows).to(self._bank.device)
@@ -152,6 +161,7 @@ class ToolsState:
 
     def __init__(self, task: TuningTask, bank: Tensor, count: int) -> None:
         self._bank, self._steps = bank, task.steps
+        self.columns = torch.zeros(0, dtype=torch.long, device=bank.device)
         self._pictures = torch.zeros(count, *bank.shape[1:], device=bank.device)
         self._used = np.zeros((count, len(TOOLS)), np.float32)
         self.action_space = spaces.Discrete(len(TOOLS) + 1)
@@ -184,7 +194,11 @@ class ToolsState:
             self._used[rows, actions[rows]] += 1
         return ~done, done
 
-    def pictures(self, rows: Rows) -> Tensor:
+    def place(self, rows: Rows) -> Tensor:
+        """There are no params: ``(len(rows), 0)``."""
+        return torch.zeros(len(rows), 0, device=self._bank.device)
+
+    def pictures(self, rows: Rows, place: Tensor) -> Tensor:
         """As they are."""
         return self._pictures[self._at(rows)]
 
@@ -192,9 +206,9 @@ class ToolsState:
         """How often each tool has been used, over the steps of an episode."""
         return self._used[rows] / np.float32(self._steps)
 
-    def distance(self, rows: Rows) -> Tensor:
-        """Zero: there are no params."""
-        return torch.zeros(len(rows), device=self._bank.device)
+    def distance(self, place: Tensor) -> Tensor:
+        """Zero."""
+        return place.sum(1)
 
     def facts(self, rows: Rows) -> dict[str, NDArray[Any]]:
         """Nothing."""

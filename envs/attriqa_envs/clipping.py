@@ -1,0 +1,21 @@
+"""Clipped pixels: those with a channel at or beyond what a display shows."""
+
+import torch
+from torch import Tensor
+
+# Where `render`'s soft clip stands for encoded values of 0 and 1: beyond, a hard clip would have cut.
+_LOW, _HIGH = 1 / 1024, 1 - 1 / 128
+# Half-widths of the sigmoids through which it is differentiated, in display values: those of `soft_clip`'s ends.
+_LOW_WIDTH, _HIGH_WIDTH = 1 / 1024, 1 / 256
+
+
+def clipped_share(pictures: Tensor) -> Tensor:
+    """The share of clipped pixels: ``(B, 3, H, W)`` sRGB in [0, 1] -> ``(B,)``; with the gradient of a soft count."""
+    with torch.no_grad():
+        hard = ((pictures <= _LOW) | (pictures >= _HIGH)).any(1).float().mean((1, 2))
+    if not (pictures.requires_grad and torch.is_grad_enabled()):
+        return hard
+    low = torch.sigmoid((_LOW - pictures) / _LOW_WIDTH)
+    high = torch.sigmoid((pictures - _HIGH) / _HIGH_WIDTH)
+    soft = torch.maximum(low, high).amax(1).mean((1, 2))
+    return soft + (hard - soft.detach())
