@@ -125,6 +125,7 @@ def _departed(image: Tensor, kind: str, rng: np.random.Generator, share: float, 
 
 DRAWN = (*["cast"] * 3, *["gray"] * 2, *["mixed"] * 2, "harsh", "oversharpened")
 """What `DepartureGroups` draws of each photo: mostly what a score that knows opinions alone hardly minds, or likes."""
+_SIDES = (0.6, 0.8, 1.0)  # of the crops, over the largest
 _MOST_NOISE = 0.15  # standard deviation, of pixel values in [0, 1]
 _SHARE_CHANGED = 0.4  # of the groups that start from a noisy photo, and of those whose photo departs already
 
@@ -134,12 +135,13 @@ class DepartureGroups(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         paths: pristine photos.
-        crop: side in pixels, cut as `RampGroups` does.
+        crop: largest side in pixels, cut at 1 to 4 times its side and scaled down: small pictures are of whole scenes.
         levels: renderings per group.
         seed: of the draws.
 
-    An item is ``((levels, 3, crop, crop), one minus the severity of each)``; the first is of severity 0. That photo may
-    itself be noisy, or depart along another axis, but never in color where the group ends gray: that would mend it.
+    An item is ``((levels, 3, side, side), one minus the severity of each)``, the side being 0.6, 0.8 or 1.0 times the
+    crop; the first is of severity 0. That photo may itself be noisy, or depart along another axis, but never in color
+    where the group ends gray: that would mend it.
     """
 
     def __init__(self, paths: Sequence[Path], crop: int, levels: int, seed: int) -> None:
@@ -152,7 +154,8 @@ class DepartureGroups(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([self.seed, index])
         kind = DRAWN[index % len(DRAWN)]
-        image = draw_pristine(self.paths[index // len(DRAWN)], self.crop, rng)[None]
+        side = round(self.crop * _SIDES[int(rng.integers(len(_SIDES)))])
+        image = draw_pristine(self.paths[index // len(DRAWN)], side, rng, most=4)[None]
         level = torch.from_numpy(rng.random(self.levels)).float()
         level[0] = 1.0
         departure = draw_departure(kind, rng)
@@ -164,15 +167,15 @@ class DepartureGroups(Dataset[tuple[Tensor, Tensor]]):
         return develop(image.expand(self.levels, -1, -1, -1), (1 - level)[:, None] * departure), level
 
 
-def draw_pristine(path: Path, crop: int, rng: np.random.Generator) -> Tensor:
-    """A random crop of a pristine photo, cut at 1 to 4/3 of its size and scaled down, ``(3, crop, crop)``.
+def draw_pristine(path: Path, crop: int, rng: np.random.Generator, *, most: float = 4 / 3) -> Tensor:
+    """A random crop of a pristine photo, cut at 1 to ``most`` times its size and scaled down, ``(3, crop, crop)``.
 
     Raises:
         ValueError: the photo is smaller.
         attriqa.images.ImageError: it cannot be read.
     """
     photo = read(path)
-    cut = int(rng.integers(crop, max(crop, min(crop * 4 // 3, *photo.shape[1:])) + 1))
+    cut = int(rng.integers(crop, max(crop, min(int(crop * most), *photo.shape[1:])) + 1))
     return resize_shorter(crop_and_flip(photo, cut, rng)[None], crop)[0]
 
 

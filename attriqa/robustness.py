@@ -5,7 +5,8 @@ A measure of a fold is plain JSON: ``sd``, the deviation of what the net says of
 after the training also ``transferred``, what the examples found before gain now; where there is a test side,
 ``five_crop`` with ``srocc``; where ramps were followed, ``ramp_srocc`` by attribute. A result holds ``fold``, a measure
 under ``before``, one under ``after``, and ``rounds``: for each search for examples ``examples``, their number, and what
-they changed in the logit, ``up`` and ``down``; ``tempted``, what departures of the photo that it likes did, if sought.
+they changed in the logit, ``up`` and ``down``; where these were sought, ``tempted``, what departures of the photo that
+it likes did, and ``tuned``, what tuning an ISP for it did.
 
 A score ends at 1, and an attack that reaches it says nothing of how much further it could have gone: robustness is read
 from the logit, and the score says what of it a user sees.
@@ -186,8 +187,8 @@ def summarise(
 def _searches(result: Result) -> str:
     each = []
     for row in result["rounds"]:
-        tempted = f" {row['tempted']:+.2f} tempted" if "tempted" in row else ""
-        each.append(f"{row['examples']} examples {row['up']:+.2f} up {row['down']:+.2f} down{tempted}")
+        more = "".join(f" {row[kind]:+.2f} {kind}" for kind in ("tempted", "tuned") if kind in row)
+        each.append(f"{row['examples']} examples {row['up']:+.2f} up {row['down']:+.2f} down{more}")
     return f"{result['fold']}, mean change of the logit by search: {'; '.join(each)}"
 
 

@@ -88,10 +88,10 @@ class Config:
     variants: int = opt(4, "photos: raw files made of each photo to train on")
     horizon: int | None = opt(None, "steps of an episode: 5, dqn 3")
     parameters: tuple[str, ...] | None = opt(None, "ISP parameters that may change; all unless given")
-    step_size: float = opt(0.25, "change by an action of 1, where parameters range over [-1, 1]")
+    step_size: float = opt(0.4, "change by an action of 1, where parameters range over [-1, 1]")
     distance_weight: float = opt(0.02, "lambda: reward per mean squared distance from the default, ranges [-1, 1]")
     clipping_weight: float = opt(0.1, "mu: reward per share of clipped pixels")
-    observe_gradient: bool = opt(False, "the policy also sees the reward's gradient by the parameters")
+    observe_gradient: bool = opt(True, "the policy sees the reward's gradient by the ISP parameters; never with dqn")
     random_start: float = opt(0.0, "training episodes begin off the default by up to so much, ranges [-1, 1]")
     test_share: float = opt(0.2, "of the images")
     test_most: int = opt(48, "test images that are used, at most")
@@ -99,6 +99,7 @@ class Config:
     epochs: int = opt(5, "ppo: passes over a rollout")
     guided: float = opt(0.7, "ppo: share of the steps that climb the reward's gradient through the ISP, before PPO")
     guided_lr: float = opt(1e-3, "ppo: Adam's rate of these; falls to a tenth along a cosine")
+    guided_std: float = opt(0.05, "ppo: standard deviation of its actions where any step is guided, at first")
     batch: int = opt(64, "transitions per gradient step")
     replay_ratio: float = opt(0.25, "sac, td3, dqn: gradient steps per transition")
     buffer: int = opt(20_000, "sac, td3, dqn: transitions kept, 25 kB each")
@@ -122,8 +123,9 @@ class Config:
                 raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
         if not (self.lr > 0 and 0 < self.gamma <= 1 and self.replay_ratio > 0 and 0 < self.test_share < 1):
             raise ValueError("--lr, --replay-ratio: expected more than 0; --gamma: (0, 1]; --test-share: (0, 1)")
-        if not (0 <= self.guided <= 1 and self.guided_lr > 0):
-            raise ValueError(f"--guided: expected 0 to 1, got {self.guided}; --guided-lr more than 0, {self.guided_lr}")
+        if not (0 <= self.guided <= 1 and self.guided_lr > 0 and self.guided_std > 0):
+            given = f"{self.guided}, {self.guided_lr}, {self.guided_std}"
+            raise ValueError(f"--guided, --guided-lr, --guided-std: expected 0 to 1, and more than 0; got {given}")
         rollout = self.envs * self.episodes * self.task.steps
         if self.algo == "ppo" and not self.smoke and rollout % self.batch:
             raise ValueError(
@@ -143,7 +145,7 @@ class Config:
             distance_weight=self.distance_weight,
             clipping_weight=self.clipping_weight,
             random_start=self.random_start,
-            observe_gradient=self.observe_gradient,
+            observe_gradient=self.observe_gradient and self.algo != "dqn",
         )
 
 
@@ -238,7 +240,7 @@ def build(config: Config, env: ISPTuningSB3) -> BaseAlgorithm:
     horizon = config.task.steps
     if config.algo == "ppo":
         model = GuidedPPO("MultiInputPolicy", env, n_steps=horizon * config.episodes, n_epochs=config.epochs, **shared)
-        return model.guide(round(config.guided * config.steps), lr=config.guided_lr)
+        return model.guide(round(config.guided * config.steps), lr=config.guided_lr, std=config.guided_std)
     steps = horizon * (4 if config.algo == "dqn" else 1)  # tools end early: few episodes are to be cut by a rollout
     shared |= {"buffer_size": config.buffer, "learning_starts": config.learning_starts, "train_freq": steps}
     shared |= {"gradient_steps": max(1, round(config.replay_ratio * steps * config.envs))}

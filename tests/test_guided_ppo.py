@@ -12,6 +12,7 @@ from torch import Tensor
 
 from attriqa_envs.core import ISPCore
 from attriqa_envs.guided_ppo import GuidedPPO
+from attriqa_envs.parameters import KEYS
 from attriqa_envs.policy import policy_options
 from attriqa_envs.rl_state import load_run, save_run, standing_of
 from attriqa_envs.sb3 import ISPTuningSB3
@@ -61,6 +62,11 @@ def test_it_learns_before_ppo_has() -> None:
     print(f"guided {guided:.3f}, unguided {unguided:.3f}")
     assert guided > 0.13
     assert guided > unguided + 0.03
+
+
+def test_guided_actions_begin_with_little_noise_and_ppo_s_own_with_its() -> None:
+    assert model_of(make(), guided=12).policy.log_std.exp().tolist() == pytest.approx([0.05] * len(KEYS))
+    assert model_of(make()).policy.log_std.exp().tolist() == pytest.approx([np.exp(-1)] * len(KEYS))
 
 
 def test_what_is_climbed_grows_by_the_episode_s_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,9 +148,12 @@ def test_wrong_environments_and_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match="env: expected an ISPTuningSB3 that moves params, with whole episodes"):
         model_of(cut, guided=12)
     model = model_of(make())
-    for steps, epochs, lr in ((-1, 2, 1e-3), (5, 0, 1e-3), (5, 2, 0.0), (5, 2, float("nan"))):
-        with pytest.raises(ValueError, match=f"steps, epochs, lr: expected .*; got {steps}, {epochs}, {lr}"):
-            model.guide(steps, epochs=epochs, lr=lr)
+    for given in ((-1, 2, 1e-3, 0.1), (5, 0, 1e-3, 0.1), (5, 2, 0.0, 0.1), (5, 2, float("nan"), 0.1), (5, 2, 0.1, 0.0)):
+        steps, epochs, lr, std = given
+        with pytest.raises(
+            ValueError, match=f"steps, epochs, lr, std: expected .*; got {steps}, {epochs}, {lr}, {std}"
+        ):
+            model.guide(steps, epochs=epochs, lr=lr, std=std)
 
 
 def test_a_scorer_without_gradients_is_told() -> None:

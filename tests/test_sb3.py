@@ -98,7 +98,7 @@ def test_the_terminal_observation_belongs_to_the_episode_that_ended() -> None:
     assert isinstance(observations, dict)
     for row, info in enumerate(infos):
         assert info["terminal_observation"]["step"] == 1
-        assert info["terminal_observation"]["params"][0] == pytest.approx(0.25)
+        assert info["terminal_observation"]["params"][0] == pytest.approx(0.4)
         assert observations["step"][row] == observations["params"][row, 0] == 0
 
 

@@ -137,10 +137,10 @@ def test_the_last_observation_is_not_that_of_the_next_episode() -> None:
     for row in range(2):
         last = infos["final_obs"][row]
         assert last["step"] == 1
-        assert last["params"][EXPOSURE] == pytest.approx(0.25)
+        assert last["params"][EXPOSURE] == pytest.approx(0.4)
         assert observations["step"][row] == 0
         assert observations["params"][row, EXPOSURE] == 0
-        assert infos["final_info"]["params"][row, EXPOSURE] == pytest.approx(0.25 * 3)
+        assert infos["final_info"]["params"][row, EXPOSURE] == pytest.approx(0.4 * 3)
     assert infos["final_info"]["image"].tolist() == [0, 5]
 
 

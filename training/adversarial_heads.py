@@ -3,14 +3,15 @@
     python training/adversarial_heads.py --run runs/default --data clive=ChallengeDB_release --photos photos
 
 Adversarial training (Madry et al. 2018, arXiv 1706.06083) of all that learns in `training/finetune.py --mode probe`,
-from the folds that such a run left. The encoder stands still, so the search for examples takes all the time: in each of
---rounds, random crops of training photos are pushed up, half of them also down, by PGD against the newest heads; their
-pooled statistics are kept. Heads and regressor then learn anew from where the run left them, on the examples of all
-rounds so far: the run's own losses on clean crops and ramps, and a score of each example that stays near that of the
-crop it was made of (--consistency-weight), and of the departures a ranking below their photo. Attributes are held where
-they were. The departure head learns most: at a rate of its own, and from drawn departures of pristine photos, too
-(`attriqa.photos.DRAWN`). A score that follows opinions hardly minds these, and one that does follows opinions less
-closely: what comes out is a reward to be optimised, not a better measure.
+from the folds that such a run left; the encoder stands still. Each of --rounds searches against the newest heads: PGD
+pushes random crops of training photos up, half of them also down; pristine photos are changed along a few axes, and
+tuned by Adam through the ISP, to what the score likes best (`attriqa_envs/isp_examples.py`). Heads and regressor then
+learn anew from where the run left them, on the examples of all rounds so far: the run's own losses on clean crops and
+ramps, a score of each pushed crop that stays near that of the clean one (--consistency-weight), and a ranking of what
+became of pristine photos by how near it is to them. Attributes are held where they were. The departure head learns
+most: at a rate of its own, and from drawn departures, too (`attriqa.photos.DRAWN`). A score that follows opinions
+hardly minds these, and one that does follows opinions less closely: what comes out is a reward to be optimised, not a
+better measure.
 
 Each fold is measured before and after, with the same photos: its test side; white-box PGD on --attacked photos that
 nothing has learnt from, as evals/attack.py does it, in standard deviations of the net over these photos; how heads
@@ -25,8 +26,9 @@ printed. A killed run goes on with the same command, and searches for few exampl
 import copy
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -39,7 +41,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from attriqa import folds
-from attriqa.adversarial_examples import pushed, tempting
+from attriqa.adversarial_examples import in_parts, pushed, tempting
 from attriqa.attacks import pgd, score_all
 from attriqa.losses import quality_ranking, ramp_ranking, score_loss
 from attriqa.models import AttributeNet
@@ -52,9 +54,9 @@ from attriqa.recipe import as_dict, atomic_path, claim_folder, opt, parse_config
 from attriqa.robustness import summarise
 from attriqa.training_state import set_rates
 from attriqa.views import View, look
+from attriqa_envs.isp_examples import tuned
 
-GROUPS = 32  # ramps per step, of the run and of tempting departures each; twice as many of drawn ones
-PART = 16  # photos whose examples go into one file: what a killed run loses at most
+GROUPS = {"run": 32, "tempted": 32, "tuned": 32, "drawn": 64}  # ramps per step
 DEPARTURE = "departure_head."
 LEARNT = ("heads_in.", "heads_out.", DEPARTURE, "regressor.")
 
@@ -74,6 +76,8 @@ class Config:
     epsilons: tuple[int, ...] = opt((2, 4), "largest change of a pixel value, in 1/255, drawn for each example")
     steps: int = opt(5, "of PGD in the search")
     tempting_steps: int = opt(10, "of the search for departures that the score likes; 0: none is made")
+    tuned_renders: int = opt(20, "of Adam through the ISP, which tunes pristine photos for the score; 0: none is tuned")
+    tuned_side: int = opt(192, "px of these photos, squares")
     epochs: int = opt(70, "over the fold's training photos, after each search")
     batch: int = opt(64, "clean crops per step; as many examples")
     lr: float = opt(1e-4, "AdamW: peak learning rate; falls to 0 along a cosine")
@@ -113,7 +117,7 @@ class Job(NamedTuple):
     statistics: KeptStatistics
     squares: Tensor  # (M, 3, side, side) that are attacked
     followed: list[Path]  # held-out photos whose ramps are followed
-    drawn: dict[str, Tensor]  # departures: ramps (G, L, D) and levels (G, L); empty: none
+    drawn: dict[str, Tensor]  # departures: drawn_ramps (G, L, D) and drawn_levels (G, L); empty: none
 
     @property
     def kept(self) -> Path:
@@ -138,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_config(Config, argv, __doc__)
     if config.smoke:
         config = replace(config, splits=1, photos_per_round=4, steps=2, epochs=2, batch=8, attacked=2, side=64,
-                         budgets=config.budgets[:1], attack_steps=2, ramp_photos=1)  # fmt: skip
+                         budgets=config.budgets[:1], ramp_photos=1, tuned_renders=2, tuned_side=64)  # fmt: skip
     try:
         run = read_run(config.run, config.data, protocol=config.protocol, splits=config.splits)
         nets = read_nets(run)
@@ -162,11 +166,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def draw_departures(config: Config, run: ProbeRun, net: AttributeNet, kept: KeptStatistics) -> dict[str, Tensor]:
     """Ramps of drawn departures, the same for all folds; none without a head that learns them."""
-    if net.departure_head is None or not run.ramp_photos:
+    if net.departure_head is None:
         return {}
     photos = [config.photos / name for name in run.ramp_photos]
     groups = DepartureGroups(photos, net.config.crop, run.levels.shape[1], config.seed)
-    return kept.of_ramps(groups, config.out / "departures.safetensors")
+    found = kept.of_ramps(groups, config.out / "departures.safetensors") if photos else {}
+    return {f"drawn_{name}": value for name, value in found.items()}
 
 
 def run_fold(job: Job, provenance: dict[str, Any]) -> None:
@@ -178,7 +183,7 @@ def run_fold(job: Job, provenance: dict[str, Any]) -> None:
         found = search(job, number)
         up, gain = found["way"] > 0, found["gain"]
         change = {"up": gain[up].mean().item(), "down": gain[~up].mean().item() if len(gain[~up]) else 0.0}
-        change |= {"tempted": found["tempted"].mean().item()} if "tempted" in found else {}
+        change |= {kind: found[f"{kind}_gain"].mean().item() for kind in GROUPS if f"{kind}_gain" in found}
         rounds.append({"round": number, "examples": len(gain), **change})
         pool = {name: torch.cat([pool[name], value]) if pool else value for name, value in found.items()}
         train(job, pool, number)
@@ -260,31 +265,17 @@ def attack(job: Job, when: Literal["before", "after"]) -> dict[str, Any]:
 
 
 def search(job: Job, number: int) -> dict[str, Tensor]:
-    """Examples of one round against the newest heads: of `push`, and of `tempt`, whose gain is ``tempted``."""
-    rng = np.random.default_rng([job.config.seed, number])
-    rows = rng.permutation(job.fold.train)[: job.config.photos_per_round].tolist()
-    names = rng.permutation(job.run.ramp_photos)[: job.config.photos_per_round].tolist()
-    found = in_parts(job, f"round{number}", rows, push)
-    if names and job.config.tempting_steps:
-        ramps = in_parts(job, f"tempted{number}", names, tempt)
-        found |= {"ramps": ramps["ramps"], "levels": ramps["levels"], "tempted": ramps["gain"]}
-    return found
-
-
-def in_parts(
-    job: Job, title: str, items: Sequence[Any], find: Callable[[Job, Any, np.random.Generator], dict[str, Tensor]]
-) -> dict[str, Tensor]:
-    """What a search finds of some items, a part of them at a time, each kept in a file of its own."""
-    parts = []
-    for first in tqdm(range(0, len(items), PART), f"{job.fold.name}: {title}", leave=False):
-        path = job.kept / f"{title}-{first:05d}.safetensors"
-        if not path.exists():
-            seed = [job.config.seed, *title.encode(), first]
-            found = find(job, items[first : first + PART], np.random.default_rng(seed))
-            with atomic_path(path) as temporary:
-                save_file(found, temporary)
-        parts.append(load_file(path))
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    """Examples of one round against the newest heads: of `push`, and with prefixed keys of `tempt` and `tune`."""
+    config, seed = job.config, job.config.seed
+    rng = np.random.default_rng([seed, number])
+    rows = rng.permutation(job.fold.train)[: config.photos_per_round].tolist()
+    names = rng.permutation(job.run.ramp_photos)[: config.photos_per_round].tolist()
+    pool = in_parts(job.kept, f"round{number}", rows, partial(push, job), seed)
+    for kind, find, wanted in (("tempted", tempt, config.tempting_steps), ("tuned", tune, config.tuned_renders)):
+        if names and wanted:
+            found = in_parts(job.kept, f"{kind}{number}", names, partial(find, job), seed)
+            pool |= {f"{kind}_{name}": value for name, value in found.items()}
+    return pool
 
 
 def push(job: Job, rows: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
@@ -300,10 +291,17 @@ def push(job: Job, rows: Sequence[int], rng: np.random.Generator) -> dict[str, T
 def tempt(job: Job, names: Sequence[str], rng: np.random.Generator) -> dict[str, Tensor]:
     """A ramp from a random crop of each pristine photo to the departure that the net likes best."""
     crops = torch.stack([draw_pristine(job.config.photos / name, job.net.config.crop, rng) for name in names])
-    return tempting(
-        crops.to(job.net.pooled_mean.device), job.statistics.pool, job.logit, rng,
-        steps=job.config.tempting_steps, levels=job.run.levels.shape[1], chunk=job.config.chunk,
-    )  # fmt: skip
+    steps, levels, chunk = job.config.tempting_steps, job.run.levels.shape[1], job.config.chunk
+    crops = crops.to(job.net.pooled_mean.device)
+    return tempting(crops, job.statistics.pool, job.logit, rng, steps=steps, levels=levels, chunk=chunk)
+
+
+def tune(job: Job, names: Sequence[str], rng: np.random.Generator) -> dict[str, Tensor]:
+    """A ramp from a square of each pristine photo to what tuning an ISP for the net makes of it."""
+    photos, side, renders = job.config.photos, job.config.tuned_side, job.config.tuned_renders
+    squares = torch.stack([draw_pristine(photos / name, side, rng, most=4) for name in names])
+    squares, levels, chunk = squares.to(job.net.pooled_mean.device), job.run.levels.shape[1], job.config.chunk
+    return tuned(squares, job.statistics.pool, job.logit, rng, renders=renders, levels=levels, chunk=chunk)
 
 
 def train(job: Job, pool: dict[str, Tensor], number: int) -> None:
@@ -346,7 +344,7 @@ def clean_loss(job: Job, rows: Tensor, generator: torch.Generator) -> Tensor:
     raw = run.views[rows, torch.randint(run.views.shape[1], rows.shape, generator=generator)]
     loss = score_loss(net.train().read(job.standardised(raw))[0], mos)
     if run.kinds:
-        groups = torch.randperm(len(run.ramps), generator=generator)[:GROUPS]
+        groups = torch.randperm(len(run.ramps), generator=generator)[: GROUPS["run"]]
         level, ramp = run.levels[groups].to(mos), groups % run.kinds
         logit, attributes = job.read(run.ramps[groups].flatten(0, 1))
         harms = torch.tensor([name in HARMFUL for name in RAMPS])[ramp]
@@ -366,11 +364,13 @@ def examples_loss(job: Job, pool: dict[str, Tensor], generator: torch.Generator)
     net.eval()  # dropout would hide what the attack did
     moved = job.logit(pool["attacked"][index]) - job.logit(pool["clean"][index])
     loss = config.consistency_weight * moved.abs().mean()
-    for ramps, count in ((pool, GROUPS), (job.drawn, 2 * GROUPS)):
-        if "ramps" in ramps:
-            groups = torch.randint(len(ramps["ramps"]), (count,), generator=generator)
-            level = ramps["levels"][groups].to(net.pooled_mean)
-            logit = job.net.train().read(job.standardised(ramps["ramps"][groups].flatten(0, 1)))[0].view_as(level)
+    pool = pool | job.drawn
+    for kind, count in GROUPS.items():
+        if f"{kind}_ramps" in pool:
+            ramps, levels = pool[f"{kind}_ramps"], pool[f"{kind}_levels"]
+            groups = torch.randint(len(ramps), (count,), generator=generator)
+            level = levels[groups].to(net.pooled_mean)
+            logit = net.train().read(job.standardised(ramps[groups].flatten(0, 1)))[0].view_as(level)
             loss = loss + rank_quality(job, logit, level, torch.ones(count, dtype=torch.bool))
     return loss
 

@@ -33,6 +33,9 @@ class GuidedPPO(PPO):
     growth is the sum of the rewards), as a function of all its actions, which add up to the params: they are drawn
     anew, from the same observations. The critic learns the discounted returns, as it does in PPO.
 
+    Noise of the actions is noise of the params: with the spread that PPO explores with, the policy would learn what is
+    good on average over far too wide a neighbourhood. So it starts small; PPO goes on with what is left of it.
+
     Nothing is guided before `guide` is called.
     """
 
@@ -40,13 +43,14 @@ class GuidedPPO(PPO):
     guided_epochs = 2
     guided_lr = 1e-3
 
-    def guide(self, steps: int, *, epochs: int = 2, lr: float = 1e-3) -> Self:
+    def guide(self, steps: int, *, epochs: int = 2, lr: float = 1e-3, std: float = 0.05) -> Self:
         """Guide the first steps.
 
         Args:
             steps: of all environments together, before PPO begins.
             epochs: steps of Adam after each guided rollout; each renders and scores the ends of its episodes.
             lr: Adam's rate of the guided steps at first; it falls to a tenth along a cosine.
+            std: standard deviation of the policy's actions from here on, learnt as all else; where steps are guided.
 
         Returns:
             This object.
@@ -55,14 +59,15 @@ class GuidedPPO(PPO):
             ValueError: a wrong number, or the environment is no `attriqa_envs.sb3.ISPTuningSB3` in ``"params"`` mode
                 without ``max_episode_steps``. A scorer without gradients is told when it is to be climbed.
         """
-        if steps < 0 or epochs < 1 or not (lr > 0 and math.isfinite(lr)):
-            raise ValueError(
-                f"steps, epochs, lr: expected at least 0, at least 1, and more than 0; got {steps}, {epochs}, {lr}"
-            )
+        if steps < 0 or epochs < 1 or not (0 < lr < math.inf and 0 < std < math.inf):
+            given = f"{steps}, {epochs}, {lr}, {std}"
+            raise ValueError(f"steps, epochs, lr, std: expected at least 0, at least 1, and more than 0; got {given}")
         env = self.env
         if not (isinstance(env, ISPTuningSB3) and env.core.task.mode == "params" and env.max_episode_steps is None):
             raise ValueError("env: expected an ISPTuningSB3 that moves params, with whole episodes, to guide PPO on")
         self.guided_steps, self.guided_epochs, self.guided_lr = steps, epochs, lr
+        if steps:
+            self.policy.log_std.data.fill_(math.log(std))
         return self
 
     @property

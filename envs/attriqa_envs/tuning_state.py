@@ -37,7 +37,7 @@ class TuningTask:
     mode: Mode = "params"
     parameters: tuple[str, ...] | None = None
     horizon: int | None = None
-    step_size: float = 0.25
+    step_size: float = 0.4
     score_weight: float = 1.0
     distance_weight: float = 0.02
     clipping_weight: float = 0.1
