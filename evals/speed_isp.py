@@ -66,6 +66,7 @@ class Config:
     bank: int = opt(24, "images in the bank; photos are taken in turn where they are fewer")
     model: str = opt("default", "default, or the path of a checkpoint")
     view: View = opt("native", "of the reward")
+    observe_gradient: bool = opt(False, "every step also goes backward, for an observation with the reward's gradient")
     device: Literal["cpu", "cuda"] = opt("cpu", "where the environment runs")
     threads: int = opt(1, "threads of torch")
     rounds: int = opt(3, "rounds")
@@ -91,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(config.threads)
     reward = QualityReward(config.model, view=config.view, device=config.device)
     about = {"side_px": config.side, "rounds": config.rounds, "smoke": config.smoke, "view": config.view}
+    about |= {"observe_gradient": config.observe_gradient}
     record: dict[str, Any] = {**machine(), **about, "model": reward.identity}
     print(", ".join(f"{name} {value}" for name, value in record.items()))
     write_json(config.out / "config.json", as_dict(config))
@@ -122,7 +124,7 @@ def load_photos(config: Config) -> Tensor:
 
 def measure_env(config: Config, bank: Tensor, reward: QualityReward) -> Numbers:
     """Speeds of whole episodes, and their ratios to the reward's forward."""
-    task = TuningTask()
+    task = TuningTask(observe_gradient=config.observe_gradient)
     rng = np.random.default_rng(config.seed)
     tasks: dict[str, Callable[[], object]] = {}
     cores: dict[int, ISPCore] = {}
@@ -134,7 +136,8 @@ def measure_env(config: Config, bank: Tensor, reward: QualityReward) -> Numbers:
         tasks[f"env {count}"] = partial(play, batched, actions)
         tasks[f"reward {count}"] = partial(_forward, reward, batched.core.pictures(rows), task.steps)
         if count in config.one_by_one:
-            tasks[f"one by one {count}"] = partial(play, single_environments(bank, reward, count), actions)
+            single = single_environments(bank, reward, count, config.observe_gradient)
+            tasks[f"one by one {count}"] = partial(play, single, actions)
         cores[count] = batched.core
     most = max(cores)
     tasks["render"] = partial(_render, cores[most], task.steps)
@@ -152,12 +155,12 @@ def measure_env(config: Config, bank: Tensor, reward: QualityReward) -> Numbers:
     return result
 
 
-def single_environments(bank: Tensor, reward: QualityReward, count: int) -> DummyVecEnv:
+def single_environments(bank: Tensor, reward: QualityReward, count: int, observe_gradient: bool) -> DummyVecEnv:
     """As many single environments, each with one image of the bank, whose start it knows after its first episode."""
 
     def make(row: int) -> ISPTuningEnv:
         image = row % len(bank)
-        return ISPTuningEnv(bank[image : image + 1], scorer=reward)
+        return ISPTuningEnv(bank[image : image + 1], scorer=reward, observe_gradient=observe_gradient)
 
     return DummyVecEnv([partial(make, row) for row in range(count)])
 

@@ -172,7 +172,7 @@ def test_random_starts_are_scored_each() -> None:
 # Reward.
 
 
-def potential(info: dict[str, Any], score: float = 1.0, distance: float = 0.02, clipping: float = 0.1) -> float:
+def potential(info: dict[str, Any], score: float = 1.0, distance: float = 0.1, clipping: float = 0.1) -> float:
     """From nothing but the image and the params, by another road than the environment's."""
     linear = bank()[info["image"]][None].float()
     params = torch.from_numpy(info["params"])[None]

@@ -29,9 +29,11 @@ class GuidedPPO(PPO):
     """stable-baselines3's PPO whose first steps climb the reward's gradient through the ISP.
 
     A guided rollout is an episode of every environment, with actions drawn as PPO draws them, and ``guided_epochs``
-    steps of Adam on it. What is climbed is the objective where an episode ends (`attriqa_envs.search.Objective`, whose
-    growth is the sum of the rewards), as a function of all its actions, which add up to the params: they are drawn
-    anew, from the same observations. The critic learns the discounted returns, as it does in PPO.
+    steps of Adam on it. What is climbed is the objective (`attriqa_envs.search.Objective`, whose growth is the sum of
+    the rewards), as a function of all actions so far, which add up to the params: they are drawn anew, from the same
+    observations. It is that of the end of half the episodes, and of the others after any of their steps: who comes near
+    early sees more of where it is good, which nothing else here would tell the policy. The critic learns the discounted
+    returns, as it does in PPO.
 
     Noise of the actions is noise of the params: with the spread that PPO explores with, the policy would learn what is
     good on average over far too wide a neighbourhood. So it starts small; PPO goes on with what is left of it.
@@ -124,10 +126,12 @@ class GuidedPPO(PPO):
         drawn = self.policy.get_distribution(seen)
         assert isinstance(drawn, DiagGaussianDistribution)  # whose samples are reparameterised
         actions = drawn.sample().clamp(-1, 1).unflatten(0, returns.shape)
-        place = seen["params"][: len(images)]
+        places = [seen["params"][: len(images)]]
         for action in actions:
-            place = (place + core.task.step_size * action).clamp(-1, 1)
-        reached = Objective(core.bank, core.score, core.task, batch=len(images))(place, images)
+            places.append((places[-1] + core.task.step_size * action).clamp(-1, 1))
+        last = torch.where(torch.rand(len(images)) < 0.5, len(actions), torch.randint(len(actions), images.shape) + 1)
+        shown = torch.stack(places)[last, torch.arange(len(images))]
+        reached = Objective(core.bank, core.score, core.task, batch=len(images))(shown, images)
         value_loss = F.mse_loss(self.policy.predict_values(seen)[:, 0].view_as(returns), returns)
         update_learning_rate(self.policy.optimizer, rate)
         self.policy.optimizer.zero_grad()

@@ -104,7 +104,7 @@ class ISPTuningEnv(gymnasium.Env[Observation, Any]):
     - `parameters` (`None`): keys of the parameters that may change; `None`: all.
     - `horizon` (`None`): steps; 5, in `tools` mode 3.
     - `step_size` (0.4): by how much an action of 1 changes a parameter, ranges scaled to [-1, 1].
-    - `score_weight` (1), `distance_weight` (0.02), `clipping_weight` (0.1): see Rewards.
+    - `score_weight` (1), `distance_weight` (0.1), `clipping_weight` (0.1): see Rewards.
     - `random_start` (0): see Starting State.
     - `observe_gradient` (False): see Observation Space; `params` mode, with a differentiable scorer. Every step then
       also goes backward, through the scorer and the ISP.
@@ -130,7 +130,7 @@ class ISPTuningEnv(gymnasium.Env[Observation, Any]):
         horizon: int | None = None,
         step_size: float = 0.4,
         score_weight: float = 1.0,
-        distance_weight: float = 0.02,
+        distance_weight: float = 0.1,
         clipping_weight: float = 0.1,
         random_start: float = 0.0,
         observe_gradient: bool = False,
@@ -205,7 +205,7 @@ class ISPTuningVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         horizon: int | None = None,
         step_size: float = 0.4,
         score_weight: float = 1.0,
-        distance_weight: float = 0.02,
+        distance_weight: float = 0.1,
         clipping_weight: float = 0.1,
         random_start: float = 0.0,
         observe_gradient: bool = False,

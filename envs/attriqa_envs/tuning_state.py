@@ -39,7 +39,7 @@ class TuningTask:
     horizon: int | None = None
     step_size: float = 0.4
     score_weight: float = 1.0
-    distance_weight: float = 0.02
+    distance_weight: float = 0.1
     clipping_weight: float = 0.1
     random_start: float = 0.0
     observe_gradient: bool = False
