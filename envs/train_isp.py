@@ -8,8 +8,8 @@ Images: --photos, ordinary photos, each turned into several plausible raw files 
 folder of raw files; or --fivek, the root of MIT-Adobe FiveK. Files that cannot be read are left out and listed. A share
 of the images, drawn by --seed, is for tests (FiveK: or the second of the lists --split).
 
-PPO is guided at first (--guided): its policy climbs the reward's gradient through the ISP, which --model has to have;
---guided 0 leaves all to PPO (attriqa_envs/guided_ppo.py).
+But for dqn, the policy sees the reward's gradient by the ISP's parameters (--observe-gradient). PPO is guided at first
+(--guided): its policy climbs that gradient (attriqa_envs/guided_ppo.py); --guided 0 leaves all to PPO.
 
 Every --eval-every steps the deterministic policy tunes the test images from the camera's default. What it gains in
 reward and score is printed beside the gains of held-out judges (--judges), which nothing optimises, and an alarm where
