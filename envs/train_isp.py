@@ -17,7 +17,7 @@ the score has risen and a judge has fallen since (attriqa_envs/alarm.py): the re
 
 A run that was interrupted or killed goes on with the same command. Episodes begin anew with every rollout, and what is
 random is a function of --seed and of the steps taken, so it does what an uninterrupted one does, up to rounding (the
-score of an image depends by 1e-7 on the batch that it is scored in).
+score of an image depends by 1e-7 on the batch that it is scored in, an observed gradient by up to 1e-4).
 SIGINT and SIGTERM save and exit with status 130: PPO at once, from the beginning of its rollout or after its update;
 the others after the steps until their next update. A second signal does not wait, and costs what was not yet saved.
 
