@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attriqa_envs.isp import MAX_LINEAR, render
 from attriqa_envs.isp_color import MIDDLE_GRAY, decode, encode, from_opponent, soft_clip, to_opponent
-from attriqa_envs.isp_filters import gaussian_blur, guided_smooth
+from attriqa_envs.isp_filters import gaussian_blur, gaussian_weights, guided_smooth, smooth_within_edges
 from attriqa_envs.parameters import bounds
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def test_headroom_comes_back_with_less_exposure() -> None:
 @pytest.mark.parametrize("sigma", [0.5, 1.0, 2.0])
 def test_the_blur_is_scipys(sigma: float) -> None:
     plane = picture().double()[:, :1]
-    found = gaussian_blur(plane, torch.full((1, 1, 1, 1), sigma, dtype=torch.float64))
+    found = gaussian_blur(plane, gaussian_weights(torch.full((1, 1, 1, 1), sigma, dtype=torch.float64)))
     expected = gaussian_filter(plane[0, 0].numpy(), sigma, mode="nearest", radius=6)
     np.testing.assert_allclose(found[0, 0].numpy(), expected, atol=1e-12)
 
@@ -90,6 +90,9 @@ def test_the_guided_filter_is_that_of_the_paper(radius: int) -> None:
         slope = (box(image * plane) - box(image) * box(plane)) / (box(image**2) - box(image) ** 2 + 0.003)
         expected = box(slope) * image + box(box(plane) - slope * box(image))
         np.testing.assert_allclose(found[0, channel].numpy(), expected, atol=1e-10)
+    torch.testing.assert_close(
+        smooth_within_edges(guide, radius, variance), guided_smooth(guide, guide, radius, variance), rtol=0, atol=1e-12
+    )
 
 
 # The contract of a batched function

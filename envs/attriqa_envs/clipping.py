@@ -12,7 +12,7 @@ _LOW_WIDTH, _HIGH_WIDTH = 1 / 1024, 1 / 256
 def clipped_share(pictures: Tensor) -> Tensor:
     """The share of clipped pixels: ``(B, 3, H, W)`` sRGB in [0, 1] -> ``(B,)``; with the gradient of a soft count."""
     with torch.no_grad():
-        hard = ((pictures <= _LOW) | (pictures >= _HIGH)).any(1).float().mean((1, 2))
+        hard = ((pictures.amin(1) <= _LOW) | (pictures.amax(1) >= _HIGH)).float().mean((1, 2))
     if not (pictures.requires_grad and torch.is_grad_enabled()):
         return hard
     low = torch.sigmoid((_LOW - pictures) / _LOW_WIDTH)

@@ -12,7 +12,7 @@
 With all params zero, stages 1 to 5 do nothing: what remains is the camera's default rendering, encoding and clip alone.
 """
 
-from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from attriqa_envs.isp_color import (
     soft_clip,
     to_opponent,
 )
-from attriqa_envs.isp_filters import gaussian_blur, guided_smooth
+from attriqa_envs.isp_filters import gaussian_blur, gaussian_weights, guided_smooth, smooth_within_edges
 from attriqa_envs.parameters import KEYS, TONE_KNOTS, check_params
 
 MAX_LINEAR = 1000.0  # ten stops above white: more is not light but raw counts that were never divided by white
@@ -66,13 +66,12 @@ def render(linear: Tensor, params: Tensor) -> Tensor:
     if params.shape[:-1] != linear.shape[:1]:
         raise ValueError(f"params: expected shape ({len(linear)}, {len(KEYS)}), as linear, got {tuple(params.shape)}")
     values = linear.float() if linear.dtype in (torch.float16, torch.bfloat16) else linear
-    columns = params.to(values).T.reshape(len(KEYS), -1, 1, 1, 1)  # (P, B, 1, 1, 1)
     chunk = len(values)
     if values.device.type == "cpu":
         chunk = max(1, _CHUNK_PIXELS // (values.shape[2] * values.shape[3]))
-    parts = zip(values.split(chunk), columns.split(chunk, 1), strict=True)
-    rendered = [_stages(part, dict(zip(KEYS, some.unbind(0), strict=True))) for part, some in parts]
-    return torch.cat(rendered).to(linear.dtype)
+    settings = _settings(params.to(values))
+    parts = zip(values.split(chunk), *(setting.split(chunk) for setting in settings), strict=True)
+    return torch.cat([_stages(part, _Settings(*some)) for part, *some in parts]).to(linear.dtype)
 
 
 def _check_linear(linear: Tensor) -> None:
@@ -88,17 +87,58 @@ def _check_linear(linear: Tensor) -> None:
         )
 
 
-def _stages(linear: Tensor, p: dict[str, Tensor]) -> Tensor:
-    light = linear * (_white_balance(p["temperature"], p["tint"]) * torch.exp2(p["exposure"]))
-    light = light * _zone_gain(light, p["highlights"], p["shadows"])
+class _Settings(NamedTuple):
+    """What B images' params say to the stages; computed for all of them at once."""
+
+    gains: Tensor  # (B, 3, 1, 1) of exposure and white balance together
+    highlights: Tensor  # (B, 1, 1, 1), as what follows but for where another shape is given
+    shadows: Tensor
+    luma_denoise: Tensor
+    luma_variance: Tensor
+    chroma_denoise: Tensor
+    chroma_variance: Tensor
+    curve: Tensor  # (B, 9, 1, 1), see _curve_gain
+    offset: Tensor
+    saturation: Tensor  # a factor
+    vibrance: Tensor
+    cosine: Tensor  # of the turn of hue
+    sine: Tensor
+    sharpen: Tensor
+    blur: Tensor  # (B, 7, 1, 1), see gaussian_weights
+
+
+def _settings(params: Tensor) -> _Settings:
+    p = dict(zip(KEYS, params.T.reshape(len(KEYS), -1, 1, 1, 1).unbind(0), strict=True))
+    slope, angle = torch.exp2(p["contrast"]), torch.deg2rad(p["hue"])
+    start, more = _DENOISE_SIGMA
+    return _Settings(
+        gains=_white_balance(p["temperature"], p["tint"]) * torch.exp2(p["exposure"]),
+        highlights=p["highlights"],
+        shadows=p["shadows"],
+        luma_denoise=p["luma_denoise"],
+        luma_variance=(start + more * p["luma_denoise"]) ** 2,
+        chroma_denoise=p["chroma_denoise"],
+        chroma_variance=(start + more * p["chroma_denoise"]) ** 2,
+        curve=slope * _curve(torch.exp2(torch.cat([p[f"tone_{knot + 1}"] for knot in range(TONE_KNOTS)], 1))),
+        offset=MIDDLE_GRAY * (1 - slope),
+        saturation=1 + p["saturation"],
+        vibrance=p["vibrance"],
+        cosine=angle.cos(),
+        sine=angle.sin(),
+        sharpen=p["sharpen_amount"],
+        blur=gaussian_weights(torch.exp2(p["sharpen_radius"])),
+    )
+
+
+def _stages(linear: Tensor, s: _Settings) -> Tensor:
+    light = linear * s.gains
+    light = light * _zone_gain(light, s.highlights, s.shadows)
     lightness, chroma_a, chroma_b = to_opponent(light)
-    lightness, chroma_a, chroma_b = _denoise(lightness, chroma_a, chroma_b, p["luma_denoise"], p["chroma_denoise"])
-    slope = torch.exp2(p["contrast"])
-    gain = slope * _curve_gain(lightness, [p[f"tone_{knot + 1}"] for knot in range(TONE_KNOTS)])
-    lightness = lightness * gain + MIDDLE_GRAY * (1 - slope)
-    chroma_a, chroma_b = _colour(chroma_a * gain, chroma_b * gain, p["saturation"], p["vibrance"], p["hue"])
-    blurred = gaussian_blur(lightness, torch.exp2(p["sharpen_radius"]))
-    lightness = lightness + p["sharpen_amount"] * (lightness - blurred)
+    lightness, chroma_a, chroma_b = _denoise(lightness, chroma_a, chroma_b, s)
+    gain = _curve_gain(lightness, s.curve)
+    lightness = torch.addcmul(s.offset, lightness, gain)
+    chroma_a, chroma_b = _colour(chroma_a * gain, chroma_b * gain, s)
+    lightness = torch.lerp(lightness, gaussian_blur(lightness, s.blur), -s.sharpen)
     return soft_clip(encode(from_opponent(lightness, chroma_a, chroma_b)))
 
 
@@ -110,22 +150,18 @@ def _white_balance(temperature: Tensor, tint: Tensor) -> Tensor:
     return torch.cat((red, green, blue), 1) / (LUMINANCE[0] * red + LUMINANCE[1] * green + LUMINANCE[2] * blue)
 
 
-def _denoise(
-    lightness: Tensor, chroma_a: Tensor, chroma_b: Tensor, luma: Tensor, chroma: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _denoise(lightness: Tensor, chroma_a: Tensor, chroma_b: Tensor, s: _Settings) -> tuple[Tensor, Tensor, Tensor]:
     """Blend towards guided smoothing; the parameter sets both how far and how strong an edge must be to stay.
 
     A blend and not the filter's own strength alone, whose derivative at zero is zero: a search that starts at the
     default would never learn that denoising helps.
     """
-    start, more = _DENOISE_SIGMA
-    smooth = guided_smooth(lightness, lightness, _LUMA_RADIUS, (start + more * luma) ** 2)
-    lightness = torch.lerp(lightness, smooth, luma)
+    smooth = smooth_within_edges(lightness, _LUMA_RADIUS, s.luma_variance)
+    lightness = torch.lerp(lightness, smooth, s.luma_denoise)
     colours = torch.cat((chroma_a, chroma_b), 1)
-    colours = torch.lerp(
-        colours, guided_smooth(lightness, colours, _CHROMA_RADIUS, (start + more * chroma) ** 2), chroma
-    )
-    return lightness, colours[:, :1], colours[:, 1:]
+    smooth = guided_smooth(lightness, colours, _CHROMA_RADIUS, s.chroma_variance)
+    chroma_a, chroma_b = torch.lerp(colours, smooth, s.chroma_denoise).split(1, 1)
+    return lightness, chroma_a, chroma_b
 
 
 def _smoothstep(position: Tensor) -> Tensor:
@@ -147,32 +183,38 @@ def _zone_gain(light: Tensor, highlights: Tensor, shadows: Tensor) -> Tensor:
     return torch.exp2(highlights * bright + shadows * dark)
 
 
-def _curve_gain(lightness: Tensor, log_slopes: list[Tensor]) -> Tensor:
+def _curve(slopes: Tensor) -> Tensor:
+    """The tone curve with slopes ``(B, K, 1, 1)`` at K knots: its slope at 0, and half its bend at each knot.
+
+    ``(B, K + 1, 1, 1)``, scaled as `_curve_gain` says.
+    """
+    segments = slopes.shape[1] - 1
+    rises = slopes.diff(dim=1) * segments
+    bends = torch.cat((rises[:, :1], rises.diff(dim=1), -rises[:, -1:]), 1)
+    area = (slopes.sum(1, keepdim=True) - (slopes[:, :1] + slopes[:, -1:]) / 2) / segments
+    return torch.cat((slopes[:, :1], bends / 2), 1) / area
+
+
+def _curve_gain(lightness: Tensor, curve: Tensor) -> Tensor:
     """``f(x) / x`` of the tone curve f at each lightness x.
 
     The slope of f is piecewise linear through ``2^p`` at the knots 0, 1/7, .. 1, constant outside, and scaled so that
     f(1) = 1. So f is monotone whatever the parameters, smooth, and the identity when they are equal. It is evaluated as
-    a sum of truncated parabolas, one per knot, already divided by x; below the first knot that division is exact.
+    a sum of truncated parabolas, one per knot, divided by x; that of the first knot, which alone is there below the
+    second, without a division.
     """
-    segments = len(log_slopes) - 1
-    slopes = [torch.exp2(value) for value in log_slopes]
-    rises = [(after - before) * segments for before, after in pairwise(slopes)]
-    bends = [rises[0], *(after - before for before, after in pairwise(rises)), -rises[-1]]
-    area = torch.stack([(before + after) / 2 for before, after in pairwise(slopes)]).sum(0) / segments
-    total = slopes[0] + bends[0] / 2 * lightness.clamp(min=0)
-    inverse = 1 / lightness.clamp(min=1 / segments)
-    for knot in range(1, segments + 1):
+    slope, first, *others = curve.split(1, 1)
+    segments = len(others)
+    parabolas = torch.zeros_like(lightness)
+    for knot, half_bend in enumerate(others, 1):
         beyond = (lightness - knot / segments).clamp(min=0)
-        total = torch.addcmul(total, beyond * beyond * inverse, bends[knot] / 2)
-    return total / area
+        parabolas = torch.addcmul(parabolas, beyond * half_bend, beyond)
+    return torch.addcmul(slope, first, lightness.clamp(min=0)) + parabolas / lightness.clamp(min=1 / segments)
 
 
-def _colour(
-    chroma_a: Tensor, chroma_b: Tensor, saturation: Tensor, vibrance: Tensor, hue: Tensor
-) -> tuple[Tensor, Tensor]:
+def _colour(chroma_a: Tensor, chroma_b: Tensor, s: _Settings) -> tuple[Tensor, Tensor]:
     """Scale and turn chroma. It works on the square of chroma only: neither root nor angle, both singular at gray."""
     strength = (chroma_a * chroma_a + chroma_b * chroma_b) / _CHROMA_SCALE**2
-    scale = (1 + saturation) * (1 + vibrance / (1 + strength))
-    angle = torch.deg2rad(hue)
-    cosine, sine = scale * angle.cos(), scale * angle.sin()
+    scale = s.saturation * (1 + s.vibrance / (1 + strength))
+    cosine, sine = scale * s.cosine, scale * s.sine
     return cosine * chroma_a - sine * chroma_b, sine * chroma_a + cosine * chroma_b

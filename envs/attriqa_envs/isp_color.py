@@ -34,8 +34,9 @@ def _inverse(matrix: tuple[tuple[float, ...], ...]) -> tuple[tuple[float, ...], 
     return tuple(tuple(row) for row in rows)
 
 
+_TO_SCALED_LAB = tuple(tuple(value * _SCALE for value in row) for row in _TO_LAB)  # from roots as they are
 _FROM_CONES = _inverse(_TO_CONES)
-_FROM_LAB = _inverse(_TO_LAB)
+_FROM_SCALED_LAB = _inverse(_TO_SCALED_LAB)
 
 MIDDLE_GRAY: float = ((0.18 + _TOE) ** (1 / 3) - _TOE_ROOT) * _SCALE  # lightness of 18 % reflectance, 0.487
 
@@ -59,22 +60,21 @@ def to_opponent(linear: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     lines are nearly straight, and white has lightness 1.
     """
     cones = torch.cat(_mix((linear[:, :1], linear[:, 1:2], linear[:, 2:]), _TO_CONES), 1)
-    roots = lightness_of(cones)
-    return _mix((roots[:, :1], roots[:, 1:2], roots[:, 2:]), _TO_LAB)
+    first, second, third = ((cones + _TOE).pow(1 / 3) - _TOE_ROOT).split(1, 1)
+    return _mix((first, second, third), _TO_SCALED_LAB)
 
 
 def from_opponent(lightness: Tensor, chroma_a: Tensor, chroma_b: Tensor) -> Tensor:
     """The inverse of `to_opponent`; colours outside the gamut come back negative or above 1."""
-    first, second, third = (
-        (plane / _SCALE + _TOE_ROOT).pow(3) - _TOE for plane in _mix((lightness, chroma_a, chroma_b), _FROM_LAB)
-    )
+    roots = torch.cat(_mix((lightness, chroma_a, chroma_b), _FROM_SCALED_LAB), 1)
+    first, second, third = ((roots + _TOE_ROOT).pow(3) - _TOE).split(1, 1)
     return torch.cat(_mix((first, second, third), _FROM_CONES), 1)
 
 
 def encode(linear: Tensor) -> Tensor:
     """The sRGB transfer function (IEC 61966-2-1), without clipping: its straight part goes on below zero."""
     curve = 1.055 * linear.clamp(min=0.0031308).pow(1 / 2.4) - 0.055
-    return torch.where(linear <= 0.0031308, 12.92 * linear, curve)
+    return torch.minimum(12.92 * linear, curve)  # they meet at 0.0031308; below, the line is the lower one
 
 
 def decode(srgb: Tensor) -> Tensor:
@@ -90,7 +90,8 @@ def soft_clip(encoded: Tensor) -> Tensor:
     left to 0 or 1: 1 becomes 1 - 1/128 and 0 becomes 1/1024, and no result is further from the hard clip's than that,
     two of 255 steps at white and none at black. The slope, ``(w / (w + u))^2``, is one where the parts meet.
     """
-    over = (encoded - (1 - _SHOULDER)).clamp(min=0)
-    under = (_FOOT - encoded).clamp(min=0)
-    inside = encoded.clamp(_FOOT, 1 - _SHOULDER)
-    return inside + over * _SHOULDER / (_SHOULDER + over) - under * _FOOT / (_FOOT + under)
+    inside = encoded.clamp(_FOOT, 1 - _SHOULDER) + (_SHOULDER - _FOOT)
+    over = (encoded + (2 * _SHOULDER - 1)).clamp(min=_SHOULDER)  # w + u; w u / (w + u) is w - w^2 / (w + u)
+    under = (2 * _FOOT - encoded).clamp(min=_FOOT)
+    one = encoded.new_ones(())
+    return inside.addcdiv(one, over, value=-(_SHOULDER**2)).addcdiv(one, under, value=_FOOT**2)
