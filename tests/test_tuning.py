@@ -18,6 +18,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor
 
 from attriqa import QualityReward
+from attriqa_envs.clipping import clipped_share
 from attriqa_envs.isp import render
 from attriqa_envs.parameters import KEYS, PARAMETERS, to_action
 from attriqa_envs.tools import DONE
@@ -173,13 +174,22 @@ def test_random_starts_are_scored_each() -> None:
 # Reward.
 
 
+def test_every_black_or_white_channel_counts_as_clipped() -> None:
+    """The default renders what is 0 or 1 in a channel, and rounds there."""
+    linear = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).clamp(0.001, 0.98)
+    linear[0, :, :, :16] = torch.where(linear[0, :, :, :16] < 0.5, 0.0, linear[0, :, :, :16])
+    linear[1, :, :, :16] = torch.where(linear[1, :, :, :16] > 0.5, 1.0, linear[1, :, :, :16])
+    expected = ((linear == 0) | (linear == 1)).any(1).float().mean((1, 2))
+    assert torch.equal(clipped_share(render(linear, torch.zeros(2, P))), expected)
+
+
 def potential(info: dict[str, Any], score: float = 1.0, distance: float = 0.1, clipping: float = 0.1) -> float:
     """From nothing but the image and the params, by another road than the environment's."""
     linear = bank()[info["image"]][None].float()
     params = torch.from_numpy(info["params"])[None]
     shown = render(linear, params)
-    levels = 1024 * shown  # black is 1, white 1016
-    clipped = ((levels <= 1) | (levels >= 1016)).any(1).float().mean().item()
+    levels = 1024 * shown  # black is 1, white 1016, before rounding
+    clipped = ((levels <= 1.01) | (levels >= 1015.99)).any(1).float().mean().item()
     away = (to_action(params) - to_action(torch.zeros(1, P))).square().mean().item()
     liked = BrightnessScorer()(shown).score.item()
     return score * liked - distance * away - clipping * clipped

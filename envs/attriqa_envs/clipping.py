@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-# Where `render`'s soft clip stands for encoded values of 0 and 1: beyond, a hard clip would have cut.
-_LOW, _HIGH = 1 / 1024, 1 - 1 / 128
+# Where `render`'s soft clip stands for encoded values of 0 and 1, beyond which a hard clip would have cut; a little
+# further in, so that black and white that come out of the opponent space with a rounding error still count.
+_LOW, _HIGH = 1 / 1024 + 1e-5, 1 - 1 / 128 - 1e-5
 # Half-widths of the sigmoids through which it is differentiated, in display values: those of `soft_clip`'s ends.
 _LOW_WIDTH, _HIGH_WIDTH = 1 / 1024, 1 / 256
 
