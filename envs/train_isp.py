@@ -98,7 +98,8 @@ class Config:
     episodes: int = opt(8, "of each environment per rollout of ppo; the others learn after one, dqn after four")
     epochs: int = opt(5, "ppo: passes over a rollout")
     guided: float = opt(0.9, "ppo: share of the steps that climb the reward's gradient through the ISP, before PPO")
-    guided_lr: float = opt(1e-3, "ppo: Adam's rate of these; falls to a tenth along a cosine")
+    guided_epochs: int = opt(4, "ppo: steps of Adam on each of these rollouts, of one episode of each environment")
+    guided_lr: float = opt(3e-3, "ppo: Adam's rate of these; falls to a tenth along a cosine")
     guided_std: float = opt(0.05, "ppo: standard deviation of its actions where any step is guided, at first")
     batch: int = opt(64, "transitions per gradient step")
     replay_ratio: float = opt(0.25, "sac, td3, dqn: gradient steps per transition")
@@ -117,7 +118,7 @@ class Config:
             raise ValueError("--photos, --raw, --fivek: expected one of them")
         if self.split is not None and self.fivek is None:
             raise ValueError("--split: expected none without --fivek")
-        counts = ("steps", "envs", "variants", "test_most", "episodes", "epochs", "batch", "buffer")
+        counts = ("steps", "envs", "variants", "test_most", "episodes", "epochs", "guided_epochs", "batch", "buffer")
         for name in (*counts, "eval_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
@@ -240,7 +241,8 @@ def build(config: Config, env: ISPTuningSB3) -> BaseAlgorithm:
     horizon = config.task.steps
     if config.algo == "ppo":
         model = GuidedPPO("MultiInputPolicy", env, n_steps=horizon * config.episodes, n_epochs=config.epochs, **shared)
-        return model.guide(round(config.guided * config.steps), lr=config.guided_lr, std=config.guided_std)
+        guided = round(config.guided * config.steps)
+        return model.guide(guided, epochs=config.guided_epochs, lr=config.guided_lr, std=config.guided_std)
     steps = horizon * (4 if config.algo == "dqn" else 1)  # tools end early: few episodes are to be cut by a rollout
     shared |= {"buffer_size": config.buffer, "learning_starts": config.learning_starts, "train_freq": steps}
     shared |= {"gradient_steps": max(1, round(config.replay_ratio * steps * config.envs))}

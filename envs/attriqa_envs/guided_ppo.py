@@ -42,10 +42,10 @@ class GuidedPPO(PPO):
     """
 
     guided_steps = 0
-    guided_epochs = 2
-    guided_lr = 1e-3
+    guided_epochs = 4
+    guided_lr = 3e-3
 
-    def guide(self, steps: int, *, epochs: int = 2, lr: float = 1e-3, std: float = 0.05) -> Self:
+    def guide(self, steps: int, *, epochs: int = 4, lr: float = 3e-3, std: float = 0.05) -> Self:
         """Guide the first steps.
 
         Args:

@@ -40,7 +40,7 @@ POLICY_CLASSES: dict[str, type[BasePolicy]] = {
 FILE = "policy.safetensors"
 _ARCHITECTURE = "ISPTuningPolicy"
 _LOG_STD = -1.0  # a standard deviation of 1 would leave the box of actions in a third of the draws
-_HIDDEN = 64
+_HIDDEN = 128
 
 
 class ThumbnailFeatures(BaseFeaturesExtractor):
@@ -74,7 +74,7 @@ class ThumbnailFeatures(BaseFeaturesExtractor):
 def policy_options(algorithm: Algorithm) -> dict[str, Any]:
     """The ``policy_kwargs`` of an algorithm's ``"MultiInputPolicy"``; a new dict each time."""
     options: dict[str, Any] = {"features_extractor_class": ThumbnailFeatures, "net_arch": [_HIDDEN, _HIDDEN]}
-    return options | ({"log_std_init": _LOG_STD} if algorithm == "ppo" else {})
+    return options | ({"log_std_init": _LOG_STD, "activation_fn": nn.ReLU} if algorithm == "ppo" else {})
 
 
 @dataclass(frozen=True)
