@@ -43,7 +43,11 @@ MIDDLE_GRAY: float = ((0.18 + _TOE) ** (1 / 3) - _TOE_ROOT) * _SCALE  # lightnes
 
 def lightness_of(linear: Tensor) -> Tensor:
     """The shifted cube root of non-negative light, any shape: 0 -> 0, 1 -> 1, slope at black 15.7."""
-    return ((linear + _TOE).pow(1 / 3) - _TOE_ROOT) * _SCALE
+    return _root(linear) * _SCALE
+
+
+def _root(linear: Tensor) -> Tensor:
+    return (linear + _TOE).pow(1 / 3) - _TOE_ROOT
 
 
 def _mix(planes: tuple[Tensor, Tensor, Tensor], matrix: tuple[tuple[float, ...], ...]) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,7 +64,7 @@ def to_opponent(linear: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     lines are nearly straight, and white has lightness 1.
     """
     cones = torch.cat(_mix((linear[:, :1], linear[:, 1:2], linear[:, 2:]), _TO_CONES), 1)
-    first, second, third = ((cones + _TOE).pow(1 / 3) - _TOE_ROOT).split(1, 1)
+    first, second, third = _root(cones).split(1, 1)
     return _mix((first, second, third), _TO_SCALED_LAB)
 
 
