@@ -66,7 +66,8 @@ def render(linear: Tensor, params: Tensor) -> Tensor:
     check_params(params)
     if params.shape[:-1] != linear.shape[:1]:
         raise ValueError(f"params: expected shape ({len(linear)}, {len(KEYS)}), as linear, got {tuple(params.shape)}")
-    values = linear.float() if linear.dtype in (torch.float16, torch.bfloat16) else linear
+    values = linear.contiguous()  # whatever its memory format, or arithmetic would round differently
+    values = values.float() if linear.dtype in (torch.float16, torch.bfloat16) else values
     chunk = len(values)
     if values.device.type == "cpu":
         chunk = max(1, _CHUNK_PIXELS // (values.shape[2] * values.shape[3]))
