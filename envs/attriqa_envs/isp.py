@@ -12,7 +12,6 @@
 With all params zero, stages 1 to 5 do nothing: what remains is the camera's default rendering, encoding and clip alone.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -66,8 +65,7 @@ def render(linear: Tensor, params: Tensor) -> Tensor:
     check_params(params)
     if params.shape[:-1] != linear.shape[:1]:
         raise ValueError(f"params: expected shape ({len(linear)}, {len(KEYS)}), as linear, got {tuple(params.shape)}")
-    values = linear.contiguous()  # whatever its memory format, or arithmetic would round differently
-    values = values.float() if linear.dtype in (torch.float16, torch.bfloat16) else values
+    values = linear.float() if linear.dtype in (torch.float16, torch.bfloat16) else linear
     chunk = len(values)
     if values.device.type == "cpu":
         chunk = max(1, _CHUNK_PIXELS // (values.shape[2] * values.shape[3]))
@@ -111,24 +109,24 @@ class _Settings(NamedTuple):
 
 def _settings(params: Tensor) -> _Settings:
     p = dict(zip(KEYS, params.T.reshape(len(KEYS), -1, 1, 1, 1).unbind(0), strict=True))
-    slope, angle = _exp2(p["contrast"]), torch.deg2rad(p["hue"])
+    slope, angle = torch.exp2(p["contrast"]), torch.deg2rad(p["hue"])
     start, more = _DENOISE_SIGMA
     return _Settings(
-        gains=_white_balance(p["temperature"], p["tint"]) * _exp2(p["exposure"]),
+        gains=_white_balance(p["temperature"], p["tint"]) * torch.exp2(p["exposure"]),
         highlights=p["highlights"],
         shadows=p["shadows"],
         luma_denoise=p["luma_denoise"],
         luma_variance=(start + more * p["luma_denoise"]) ** 2,
         chroma_denoise=p["chroma_denoise"],
         chroma_variance=(start + more * p["chroma_denoise"]) ** 2,
-        curve=slope * _curve(_exp2(torch.cat([p[f"tone_{knot + 1}"] for knot in range(TONE_KNOTS)], 1))),
+        curve=slope * _curve(torch.exp2(torch.cat([p[f"tone_{knot + 1}"] for knot in range(TONE_KNOTS)], 1))),
         offset=MIDDLE_GRAY * (1 - slope),
         saturation=1 + p["saturation"],
         vibrance=p["vibrance"],
         cosine=angle.cos(),
         sine=angle.sin(),
         sharpen=p["sharpen_amount"],
-        blur=gaussian_weights(_exp2(p["sharpen_radius"])),
+        blur=gaussian_weights(torch.exp2(p["sharpen_radius"])),
     )
 
 
@@ -144,16 +142,11 @@ def _stages(linear: Tensor, s: _Settings) -> Tensor:
     return soft_clip(encode(from_opponent(lightness, chroma_a, chroma_b)))
 
 
-def _exp2(values: Tensor) -> Tensor:
-    """``2^values``, alike in every batch; on a CPU, `torch.exp2` rounds a lone value differently than many."""
-    return torch.exp(values * math.log(2))
-
-
 def _white_balance(temperature: Tensor, tint: Tensor) -> Tensor:
     """Channel gains ``(B, 3, 1, 1)`` that leave the luminance of gray as it is."""
     red = torch.exp(_RED_PER_MIRED * temperature)
     blue = torch.exp(_BLUE_PER_MIRED * temperature)
-    green = _exp2(-tint)
+    green = torch.exp2(-tint)
     return torch.cat((red, green, blue), 1) / (LUMINANCE[0] * red + LUMINANCE[1] * green + LUMINANCE[2] * blue)
 
 
@@ -187,7 +180,7 @@ def _zone_gain(light: Tensor, highlights: Tensor, shadows: Tensor) -> Tensor:
     lightness = lightness_of(luminance)
     bright = _smoothstep((lightness - MIDDLE_GRAY) / (1 - MIDDLE_GRAY))
     dark = _smoothstep((MIDDLE_GRAY - lightness) / (MIDDLE_GRAY - _DEEP_SHADOW))
-    return _exp2(highlights * bright + shadows * dark)
+    return torch.exp2(highlights * bright + shadows * dark)
 
 
 def _curve(slopes: Tensor) -> Tensor:
