@@ -54,6 +54,14 @@ def write(folder: Path, config: dict[str, Any] = VIT, *, seed: int = 0, **prepro
     return f"local-dir:{folder}"
 
 
+def tagged(folder: Path, name: str, config: dict[str, Any] = VIT) -> tuple[str, str]:
+    """Make ``name`` known with weights in ``folder`` under a tag, as if open_clip had fetched them: name and tag."""
+    write(folder, config)
+    weights = str(folder / "open_clip_model.safetensors")
+    open_clip.pretrained._PRETRAINED[name] = {"tiny": {"file": weights, **PREPROCESS}}
+    return register(folder / "names", name, config), "tiny"
+
+
 def register(folder: Path, name: str, config: dict[str, Any] = VIT) -> str:
     """Make ``name`` known to open_clip, in this process, as an architecture without weights."""
     folder.mkdir(parents=True, exist_ok=True)

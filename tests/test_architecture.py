@@ -28,7 +28,14 @@ ON_LEAVES = {"datasets", "ddim_policy", "photos", "protocols", "pseudo_labels", 
 ON_LEAVES |= {"contact_sheet", "mixtures", "pairs", "pictures", "recipe_runs", "report", "timing", "training_state"}
 ON_LEAVES |= {"attacks", "clip_run", "robustness", "sample_statistics", "unlabelled", "views"}
 COMMANDS = {"cli", "__main__", "demo", "scoring", "tables"}
-SHARED_MODELS = {"models.base", "models.clip", "models.clip_checkpoint", "models.clip_prompts", "models.backbones"}
+SHARED_MODELS = {
+    "models.base",
+    "models.clip",
+    "models.clip_architecture",
+    "models.clip_checkpoint",
+    "models.clip_prompts",
+    "models.backbones",
+}
 SHARED_MODELS |= {"models.clip_around", "mp_iqe_crops"}
 
 # Module of attriqa -> what it may import of attriqa. "*" stands for any name; "" is attriqa/__init__.py.

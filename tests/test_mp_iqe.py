@@ -423,7 +423,9 @@ def same(one: MPIQE, two: MPIQE, tolerance: float = 1e-6) -> None:
 
 
 def test_a_frozen_clip_with_a_name_stays_out_of_the_checkpoint(tmp_path: Path) -> None:
-    model = model_of(load_clip(small_clip.write(tmp_path / "clip", CONFIG)), seed=3, temperature=0.5)
+    model = model_of(
+        load_clip(*small_clip.tagged(tmp_path / "clip", "attriqa-small-mp-iqe", CONFIG)), seed=3, temperature=0.5
+    )
     train(model)
     model.save(tmp_path / "model.safetensors", {"data": "made up"})
     saved = checkpoint.load(tmp_path / "model.safetensors")
@@ -435,7 +437,7 @@ def test_a_frozen_clip_with_a_name_stays_out_of_the_checkpoint(tmp_path: Path) -
     assert loaded.config == model.config
     same(loaded, model, 2e-3)  # what learnt is kept as float16
     moved = (tmp_path / "clip").rename(tmp_path / "elsewhere")
-    with pytest.raises(CheckpointError, match=r"its CLIP cannot be had: .*clip"):
+    with pytest.raises(CheckpointError, match=r"its CLIP cannot be had: the weights 'tiny' of .* are not on this"):
         load(tmp_path / "model.safetensors")
     same(load(tmp_path / "model.safetensors", towers=load_clip(f"local-dir:{moved}")), loaded)
     with pytest.raises(CheckpointError, match=r"with the weights [0-9a-f]{16}, those of tiny are [0-9a-f]{16}"):
@@ -444,8 +446,9 @@ def test_a_frozen_clip_with_a_name_stays_out_of_the_checkpoint(tmp_path: Path) -
 
 @pytest.mark.parametrize("vision", [{"width": 48}, {"layers": 3}])
 def test_a_clip_of_another_width_or_depth_is_refused(tmp_path: Path, vision: dict[str, Any]) -> None:
-    model_of(load_clip(small_clip.write(tmp_path / "clip", CONFIG))).save(tmp_path / "model.safetensors", {})
-    with pytest.raises(CheckpointError, match=r"made on local-dir:.*clip with the weights .*, those of tiny are"):
+    towers = load_clip(*small_clip.tagged(tmp_path / "clip", "attriqa-small-mp-iqe", CONFIG))
+    model_of(towers).save(tmp_path / "model.safetensors", {})
+    with pytest.raises(CheckpointError, match=r"made on attriqa-small-mp-iqe with the weights .*, those of tiny are"):
         load(tmp_path / "model.safetensors", towers=towers_of(**vision))
 
 

@@ -14,8 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attriqa.images import check
-
-_SCHEMES = ("hf-hub:", "local-dir:")  # names of open_clip that bring their weights along
+from attriqa.models.clip_architecture import (
+    LOCATIONS,
+    ArchitectureError,
+    check_architecture,
+    check_preprocess,
+    on_this_machine,
+    read_architecture,
+    tokenizer_of,
+)
 
 
 class Preprocess(NamedTuple):
@@ -167,7 +174,7 @@ class CLIPEncoder:
             drop_positional_embedding(model.visual)
         self.device = torch.device(device)
         self._model = model.to(self.device).eval().requires_grad_(False)
-        self._tokenizer = open_clip.get_tokenizer(model_name)
+        self._tokenizer = _tokenizer(model_name)
 
     def prepare(self, images: Tensor) -> Tensor:
         """As `Teacher.prepare`: the model's own resize and crop, or nothing without positional embedding."""
@@ -218,39 +225,79 @@ def load_clip(name: str, pretrained: str | Path | None = None, *, seed: int = 0)
     if name.endswith(".json"):
         if pretrained is not None:
             raise ValueError(f"pretrained: expected None with a configuration file, got {str(pretrained)!r}")
-        return build_clip(_read_architecture(Path(name)), name=Path(name).stem, seed=seed)
+        return build_clip(read_architecture(Path(name)), name=Path(name).stem, seed=seed)
     quick_gelu = _check_weights(name, pretrained)
     with torch.random.fork_rng(devices=[]):  # weights are drawn before they are loaded
         model = _create(name, pretrained, quick_gelu)
-    known = name if name.startswith(_SCHEMES) else name.replace("/", "-")
+    known = name if name.startswith(LOCATIONS) else name.replace("/", "-")
     about = open_clip.get_model_config(known) | ({"quick_gelu": True} if quick_gelu else {})
     preprocess = open_clip.get_model_preprocess_cfg(model)
     return CLIPTowers(
         model.eval(),
         Preprocess.of(preprocess),
-        open_clip.get_tokenizer(known),
+        _tokenizer(known),
         name,
         None if pretrained is None else str(pretrained),
         json.loads(json.dumps({"model_cfg": about, "preprocess_cfg": preprocess})),
-        reloadable=True,
+        reloadable=_tag(name, pretrained) is not None,
     )
 
 
-def build_clip(architecture: Mapping[str, Any], *, name: str, seed: int = 0) -> CLIPTowers:
-    """Build a model with random weights; nothing is downloaded but a tokenizer of Hugging Face, where it has one.
+def _tag(name: str, pretrained: object) -> dict[str, Any] | None:
+    """What open_clip knows of the weights ``pretrained`` of a model of its own; ``None``: they are no tag of it."""
+    import open_clip
+
+    if not isinstance(pretrained, str) or name.startswith(LOCATIONS):
+        return None
+    return open_clip.get_pretrained_cfg(name, pretrained) or None
+
+
+def rebuild_clip(architecture: Mapping[str, Any], *, name: str, pretrained: str) -> CLIPTowers:
+    """The CLIP that a tag of open_clip's stands for, from this machine's files alone: no network is asked.
 
     Args:
         architecture: as in `CLIPTowers`.
-        name: what to call it; open_clip's name of it, if there is one, which decides the tokenizer.
-        seed: of the weights.
+        name: of the model.
+        pretrained: the tag.
 
     Raises:
-        ValueError: the configuration builds no model of two towers.
+        ValueError: the two name a place in place of a model, or the weights are not on this machine.
     """
     import open_clip
 
-    config = copy.deepcopy(architecture["model_cfg"])
+    tag = _tag(name, pretrained)
+    if tag is None:
+        raise ValueError(
+            f"expected a model and a tag of open_clip, which a file may name, got {name!r}, {pretrained!r}"
+        )
+    towers, weights = build_clip(architecture, name=name), on_this_machine(tag)
+    if weights is None:
+        raise ValueError(
+            f"the weights {pretrained!r} of {name} are not on this machine, and loading a file asks no network; "
+            f"fetch them once: python -c \"import open_clip; open_clip.create_model('{name}', '{pretrained}')\""
+        )
+    open_clip.load_checkpoint(towers.model, str(weights), weights_only=True)
+    return towers._replace(pretrained=pretrained, reloadable=True)
+
+
+def build_clip(architecture: Mapping[str, Any], *, name: str, seed: int = 0) -> CLIPTowers:
+    """Build a model with random weights; no network is asked.
+
+    Args:
+        architecture: as in `CLIPTowers`.
+        name: what to call it.
+        seed: of the weights.
+
+    Raises:
+        ValueError: the configuration builds no model of two towers, says what no file may say
+            (`attriqa.models.clip_architecture`), or names a tokenizer that is not on this machine.
+    """
+    import open_clip
+
     try:
+        config, preprocessing = copy.deepcopy(architecture["model_cfg"]), architecture.get("preprocess_cfg", {})
+        check_architecture(config)
+        check_preprocess(preprocessing)
         vision, text = config["vision_cfg"], config["text_cfg"]
         custom = config.pop("custom_text", False) or "hf_model_name" in text
         for part, kind in ((vision, "timm_model"), (text, "hf_model")):
@@ -259,43 +306,33 @@ def build_clip(architecture: Mapping[str, Any], *, name: str, seed: int = 0) -> 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
+    except ArchitectureError as error:
+        raise ValueError(f"{name}: {error}") from error
     except (KeyError, TypeError, AttributeError, AssertionError, ZeroDivisionError, RuntimeError) as error:
         raise ValueError(f"{name}: expected the configuration of an open_clip model ({error!r})") from error
-    tokenize = _tokenizer(name, text)
-    asked = {**dataclasses.asdict(open_clip.transform.PreprocessCfg()), **architecture.get("preprocess_cfg", {})}
+    tokenize = tokenizer_of(text)
+    asked = {**dataclasses.asdict(open_clip.transform.PreprocessCfg()), **preprocessing}
     preprocess = json.loads(json.dumps(asked | {"size": model.visual.image_size}))
     about = {"model_cfg": copy.deepcopy(architecture["model_cfg"]), "preprocess_cfg": preprocess}
     return CLIPTowers(model.eval(), Preprocess.of(preprocess), tokenize, name, None, about, reloadable=False)
 
 
-def _tokenizer(name: str, text: Mapping[str, Any]) -> Any:
-    """Of a model that is built from its configuration, whatever folder it once came from."""
+def _tokenizer(name: str) -> Callable[..., Any]:
+    """Of a model that a user named; its configuration has been checked, or is open_clip's own."""
     import open_clip
 
-    if name in open_clip.list_models():
-        return open_clip.get_tokenizer(name)
-    settings = {"context_length": text.get("context_length", 77), **text.get("tokenizer_kwargs", {})}
-    if hub := text.get("hf_tokenizer_name"):
-        return open_clip.tokenizer.HFTokenizer(hub, tokenizer_mode=text.get("tokenizer_mode"), **settings)
-    return open_clip.SimpleTokenizer(**settings)
-
-
-def _read_architecture(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"name: expected a configuration of open_clip in JSON, got {path} ({error})") from error
-    about = found if isinstance(found, dict) and "model_cfg" in found else {"model_cfg": found}
-    if not isinstance(about["model_cfg"], dict) or not {"vision_cfg", "text_cfg"} <= set(about["model_cfg"]):
-        raise ValueError(f"name: expected a configuration of open_clip, with vision_cfg and text_cfg, got {path}")
-    return about
+    scheme, _, place = name.partition(":")
+    if f"{scheme}:" in LOCATIONS:
+        text, folder = open_clip.get_model_config(name)["text_cfg"], Path(place) if scheme == "local-dir" else None
+        return tokenizer_of(text, folder, offline=False)
+    return cast(Callable[..., Any], open_clip.get_tokenizer(name.replace("/", "-")))
 
 
 def _check_weights(model_name: str, pretrained: str | Path | None) -> bool:
     """Refuse what open_clip would answer with random weights or a bare KeyError; whether a tag needs QuickGELU."""
     import open_clip
 
-    if model_name.startswith(_SCHEMES):
+    if model_name.startswith(LOCATIONS):
         if pretrained is not None:
             raise ValueError(f"pretrained: expected None, as {model_name} brings its weights, got {str(pretrained)!r}")
         return False
@@ -321,6 +358,8 @@ def _create(model_name: str, pretrained: str | Path | None, quick_gelu: bool) ->
 
     weights = None if pretrained is None else str(pretrained)
     try:
+        if model_name.startswith(LOCATIONS):  # a stranger's configuration
+            check_architecture(open_clip.get_model_config(model_name) or {}, text_tower=True)
         return open_clip.create_model(
             model_name, weights, force_quick_gelu=quick_gelu, require_pretrained=True, weights_only=True
         )

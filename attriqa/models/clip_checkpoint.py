@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from attriqa import checkpoint
-from attriqa.models.clip import CLIPTowers, build_clip, load_clip, weights_hash
+from attriqa.models.clip import CLIPTowers, build_clip, rebuild_clip, weights_hash
+from attriqa.models.clip_architecture import LOCATIONS
 
 PREFIX = "clip."  # of the CLIP's tensors in the state of a model, which holds it as its attribute ``clip``
 
@@ -23,6 +24,8 @@ def save(
 ) -> None:
     """Write a checkpoint; a CLIP that is ``towers.reloadable`` is left out of it, and its weights' hash kept.
 
+    Any other is in it whole: where it came from (a folder, a file, a hub) is nothing that a file may say.
+
     Args:
         path: where to.
         model: the CLIP is its attribute ``clip``.
@@ -32,8 +35,10 @@ def save(
         prompts_hash: as in `attriqa.checkpoint.save`.
     """
     state: Mapping[str, Tensor] = model.state_dict()
-    about = {"name": towers.name, "pretrained": towers.pretrained, "architecture": towers.architecture, "weights": None}
+    name = Path(towers.name).name if towers.name.startswith(LOCATIONS) else towers.name
+    about = {"name": name, "pretrained": None, "architecture": towers.architecture, "weights": None}
     if towers.reloadable:
+        about["pretrained"] = towers.pretrained
         about["weights"] = weights_hash(_of_clip(state))
         state = {name: value for name, value in state.items() if not name.startswith(PREFIX)}
     checkpoint.save(
@@ -69,6 +74,10 @@ def parts(saved: checkpoint.Checkpoint, path: Path | str, architecture: str) -> 
     about = saved.config.get("clip")
     if not isinstance(about, dict) or not {"name", "pretrained", "architecture", "weights"} <= set(about):
         raise checkpoint.CheckpointError(path, "its config does not build: it does not say which CLIP it stands on")
+    for field, kinds in (("name", str), ("pretrained", str | None), ("architecture", dict), ("weights", str | None)):
+        if not isinstance(about[field], kinds):
+            found = type(about[field]).__name__
+            raise checkpoint.CheckpointError(path, f"its config does not build: clip.{field} is a {found}")
     return Parts(about, {key: value for key, value in saved.config.items() if key != "clip"})
 
 
@@ -77,14 +86,16 @@ def towers_of(about: Mapping[str, Any], towers: CLIPTowers | None = None) -> CLI
 
     Args:
         about: of `parts`.
-        towers: the CLIP of a checkpoint without one, where its name no longer leads to it.
+        towers: the CLIP of a checkpoint without one, where this machine does not have it under its name.
 
     Raises:
         ValueError: it cannot be had.
     """
     if about["weights"] is None:
         return build_clip(about["architecture"], name=about["name"])
-    return load_clip(about["name"], about["pretrained"]) if towers is None else towers
+    if towers is not None:
+        return towers
+    return rebuild_clip(about["architecture"], name=about["name"], pretrained=about["pretrained"])
 
 
 def fill(model: nn.Module, saved: checkpoint.Checkpoint, towers: CLIPTowers, path: Path | str) -> None:
