@@ -317,7 +317,7 @@ def build_clip(architecture: Mapping[str, Any], *, name: str, seed: int = 0) -> 
     return CLIPTowers(model.eval(), Preprocess.of(preprocess), tokenize, name, None, about, reloadable=False)
 
 
-def _tokenizer(name: str) -> Callable[..., Any]:
+def _tokenizer(name: str) -> Any:
     """Of a model that a user named; its configuration has been checked, or is open_clip's own."""
     import open_clip
 
@@ -325,7 +325,7 @@ def _tokenizer(name: str) -> Callable[..., Any]:
     if f"{scheme}:" in LOCATIONS:
         text, folder = open_clip.get_model_config(name)["text_cfg"], Path(place) if scheme == "local-dir" else None
         return tokenizer_of(text, folder, offline=False)
-    return cast(Callable[..., Any], open_clip.get_tokenizer(name.replace("/", "-")))
+    return open_clip.get_tokenizer(name.replace("/", "-"))
 
 
 def _check_weights(model_name: str, pretrained: str | Path | None) -> bool:
