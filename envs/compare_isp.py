@@ -38,8 +38,9 @@ from tqdm import tqdm
 
 from attriqa import QualityReward
 from attriqa.ab_page import ABPair, write_ab_page
+from attriqa.config import claim_folder, opt, required, run_command
 from attriqa.images import ImageError
-from attriqa.recipe import as_dict, atomic_path, claim_folder, opt, parse_config, required, write_json
+from attriqa.recipe import as_dict, atomic_path, write_json
 from attriqa_envs import load_policy, recovery
 from attriqa_envs.compare_images import Group, expert_square, load_group, perturb, seeds_of
 from attriqa_envs.compare_page import Item, Version, write_compare_page
@@ -111,7 +112,7 @@ class Config:
 class Ab:
     """Make a page on which people say, blind, which of two renderings is better."""
 
-    run: Path = required("folder of a comparison; may be given without the flag")
+    run: Path = required("folder of a comparison", bare=True)
     a: str = opt("policy", "whose renderings: a method of the comparison, default or expert")
     b: str = opt("default", "against whose")
     out: Path = opt(Path("runs/compare_isp_ab"), "where page.html, pairs.csv and metrics.json go")
@@ -123,16 +124,7 @@ class Ab:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Compare, or make the page of a comparison's pictures."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    name, rest = (words[0], words[1:]) if words else ("", [])
-    bare = bool(rest) and not rest[0].startswith("-")
-    try:
-        if name == "ab":
-            write_pack(parse_config(Ab, ["--run", *rest] if bare else rest, Ab.__doc__))
-        else:
-            compare(parse_config(Config, words, __doc__))
-    except (OSError, ValueError) as error:
-        raise SystemExit(str(error)) from error
+    run_command({"": compare, "ab": write_pack}, argv, __doc__)
 
 
 # What is compared.

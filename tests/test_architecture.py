@@ -56,6 +56,7 @@ RULES["distortions"] = RULES["distortions.*"] = BOTTOM | {"distortions.*"}
 RULES["distorted_crops"] = BOTTOM | LEAVES | {"mixtures", "photos"}
 RULES["dataset_attributes"] = BOTTOM | {"distortion_attributes"}
 RULES["studies"] = BOTTOM | LEAVES | {"protocols", "published", "recipe_runs"}
+RULES["config"] = {"recipe"}
 RULES["explain"] = BOTTOM | LEAVES | {"models", "models.*", "tower_maps"}
 RULES["tower_maps"] = BOTTOM | {"models.clip_prompts"}
 RULES["exiqa_sources"] = BOTTOM | LEAVES | {"datasets", "datasets.*", "mixtures", "protocols"}

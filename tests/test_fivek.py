@@ -348,8 +348,8 @@ def test_the_recipe_reports_resumes_and_ends_with_a_status(
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
-        ((), 1, "usage: python envs/fivek.py doctor ROOT"),
-        (("cure", "x"), 1, "usage: python envs/fivek.py doctor ROOT"),
+        ((), 2, "the following arguments are required: command"),
+        (("cure", "x"), 2, "invalid choice: 'cure' (choose from"),
         (("doctor", "nowhere"), 1, "root: expected a folder with raw_photos or fivek_dataset/raw_photos; got nowhere"),
         (("doctor", "nowhere", "--experts", "z"), 2, "experts: expected letters a to e, got z"),
         (("doctor", "--help"), 0, "--splits"),

@@ -303,10 +303,8 @@ def test_agiqas_pairs_stand_in(recipe: ModuleType, tmp_path: Path, capsys: pytes
 
 
 def test_the_command_line_is_told_apart(recipe: ModuleType, judged: Path) -> None:
-    for words in ([], ["draw"]):
-        with pytest.raises(SystemExit, match=r"generate \| collect \| tally \| score"):
-            recipe.main(words)
-    for words in (["score"], ["score", str(judged), "--agiqa", "x"], ["generate", "--model", "m"]):
+    wrong = [[], ["draw"], ["score"], ["score", str(judged), "--agiqa", "x"], ["generate", "--model", "m"]]
+    for words in wrong:
         with pytest.raises(SystemExit) as refusal:
             recipe.main(words)
         assert refusal.value.code == 2
