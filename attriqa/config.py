@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from attriqa.recipe import as_dict, write_json
+from attriqa.files import as_dict, write_json
 
 ConfigT = TypeVar("ConfigT")
 

@@ -8,8 +8,6 @@ where there is a fault. OUT/examined.json keeps what was found in each photo, wi
 read again only when these change: a killed run goes on with the same command, one after a repair reads what is new.
 """
 
-import hashlib
-import inspect
 import json
 import os
 from collections.abc import Sequence
@@ -20,11 +18,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-import attriqa_envs.fivek_doctor
 from attriqa.config import opt, required, run_command
-from attriqa.recipe import write_json
+from attriqa.files import write_json
 from attriqa_envs.fivek import COUNT, EXPERTS, FiveK, Photo, read_split
-from attriqa_envs.fivek_doctor import Finding, count, examine_photo, examine_tree
+from attriqa_envs.fivek.doctor import VERSION, Finding, count, examine_photo, examine_tree
 
 SHOWN = 40  # findings that are printed
 SAVED_EVERY = 50  # photos
@@ -71,7 +68,7 @@ def doctor(config: Config) -> None:
 def examine(config: Config, fivek: FiveK, photos: Sequence[Photo], experts: Sequence[str]) -> list[Finding]:
     """Read each photo that was not read before, or that changed since."""
     path = config.out / "examined.json"
-    version = hashlib.sha256(inspect.getsource(attriqa_envs.fivek_doctor).encode()).hexdigest()
+    version = f"doctor {VERSION}"
     known = load(path, version)
     todo = [photo for photo in photos if known.get(photo.name, {}).get("files") != files_of(photo, experts)]
     pool = ThreadPoolExecutor(config.threads or min(8, os.cpu_count() or 1))

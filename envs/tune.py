@@ -35,23 +35,23 @@ from tqdm import tqdm
 
 from attriqa import QualityReward
 from attriqa.config import claim_folder, opt, required, run_command
+from attriqa.files import as_dict, write_json
 from attriqa.images import MIN_SIDE, ImageError
-from attriqa.recipe import as_dict, write_json
 from attriqa_envs import load_policy
-from attriqa_envs.compare_images import seeds_of
+from attriqa_envs.agents.policy import FILE, Policy
+from attriqa_envs.agents.search import Method, search
 from attriqa_envs.evaluation import REWARDS, make_reward
+from attriqa_envs.evaluation.records import tell
 from attriqa_envs.export import save_params
-from attriqa_envs.full_size import render_levels, write_picture
-from attriqa_envs.image_bank import load_bank
-from attriqa_envs.isp import render
-from attriqa_envs.method_table import tell
-from attriqa_envs.parameters import table_hash
-from attriqa_envs.policy import FILE, Policy
+from attriqa_envs.export.full_size import render_levels, write_picture
+from attriqa_envs.export.xmp import camera_of, render_error, to_camera_raw, write_xmp
+from attriqa_envs.isp import render, table_hash
 from attriqa_envs.raw import LinearImage
-from attriqa_envs.raw_cache import RenditionCache, Source, find_images
-from attriqa_envs.search import Method, search
-from attriqa_envs.tuning_state import TuningTask
-from attriqa_envs.xmp import camera_of, render_error, to_camera_raw, write_xmp
+from attriqa_envs.raw.bank import load_bank
+from attriqa_envs.raw.cache import RenditionCache
+from attriqa_envs.raw.find import Source, find_images
+from attriqa_envs.raw.image_sets import seeds_of
+from attriqa_envs.tuning import TuningTask
 
 
 @dataclass(frozen=True)

@@ -28,15 +28,23 @@ from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
 import attriqa
-from attriqa import pairs
-from attriqa.ab_page import ABPair, Vote, left_share, read_votes, tally_votes, win_rate, write_ab_page
 from attriqa.config import claim_folder, opt, required, run_command
-from attriqa.datasets import read_agiqa
-from attriqa.pair_files import image_name, is_blank, match_scores, read_pairs, read_prompts, read_scores
-from attriqa.pair_report import agreement_text, draw_margins, published_pairs
-from attriqa.pairs import JudgedPair
-from attriqa.recipe import as_dict, atomic_path, write_json
-from attriqa.tables import ScoreRow, ScoreTable
+from attriqa.data.datasets import read_agiqa
+from attriqa.evaluation.preferences import pairs
+from attriqa.evaluation.preferences.files import (
+    image_name,
+    is_blank,
+    match_scores,
+    read_pairs,
+    read_prompts,
+    read_scores,
+)
+from attriqa.evaluation.preferences.pair_report import agreement_text, draw_margins, published_pairs
+from attriqa.evaluation.preferences.pairs import JudgedPair
+from attriqa.evaluation.preferences.votes import Vote, left_share, read_votes, tally_votes, win_rate
+from attriqa.evaluation.score_table import ScoreRow, ScoreTable
+from attriqa.files import as_dict, atomic_path, write_json
+from attriqa.pages.ab import ABPair, write_ab_page
 
 PER_PROMPT = 2
 THRESHOLDS = (0.25, 0.5)  # of the difference in mean opinion score, for AGIQA's pairs

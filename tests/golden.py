@@ -17,7 +17,7 @@ from torch import Tensor
 
 from attriqa import QualityReward
 from attriqa.models import PACKAGED
-from attriqa.views import View
+from attriqa.models.views import View
 
 FILE = Path(__file__).with_name("golden.json")
 VIEWS: tuple[View, ...] = ("five_crop", "full", "native")
@@ -76,8 +76,7 @@ def of_weights(name: str) -> dict[str, Any]:
 
 def of_isp() -> dict[str, Any]:
     """A rendering with every parameter off its default, and its gradients by light and params."""
-    from attriqa_envs.isp import render
-    from attriqa_envs.parameters import bounds
+    from attriqa_envs.isp import bounds, render
 
     linear = (image(120, 161) ** 2.2 * 1.3).requires_grad_()
     low, high = bounds(linear)

@@ -1,16 +1,12 @@
 """Scores, attributes, strengths, gradients and the ISP's rendering are those of tests/golden.json."""
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from attriqa.models import PACKAGED
-
-if TYPE_CHECKING:
-    from tests import golden
-else:
-    import golden
+from tests import golden
 
 SAVED = json.loads(golden.FILE.read_text())
 
