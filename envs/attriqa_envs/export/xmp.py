@@ -35,17 +35,14 @@ from torch import Tensor
 
 from attriqa.files import atomic_path
 from attriqa_envs.isp import KEYS, check_params, render, table_hash
-from attriqa_envs.isp.color import LUMINANCE, decode
+from attriqa_envs.isp.color import LUMINANCE, SRGB_TO_XYZ, decode
 from attriqa_envs.isp.difference import delta_e, psnr
 from attriqa_envs.raw.color import apply_matrix
 from attriqa_envs.raw.sensor import RawMetadata, normalized_gains
 
 Floats = NDArray[np.float64]
 
-# IEC 61966-2-1: linear sRGB -> CIE XYZ (D65).
-_TO_XYZ = np.array(
-    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
-)
+_TO_XYZ = SRGB_TO_XYZ.numpy()
 _TINT_PER_UV = 3000.0  # Camera Raw's tint per distance to the Planckian locus in CIE 1960 uv, greenish whites above 0
 _WARMEST, _COLDEST = 1e6 / 1700, 1e6 / 15_000  # mired, where `_locus` holds
 _TONE = ("highlights", "shadows", *(key for key in KEYS if key.startswith("tone_")), "contrast")

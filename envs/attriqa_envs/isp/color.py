@@ -9,6 +9,11 @@ import torch
 from torch import Tensor
 
 LUMINANCE = (0.2126, 0.7152, 0.0722)  # of linear sRGB (ITU-R BT.709)
+# Linear sRGB -> CIE XYZ, both under D65 (IEC 61966-2-1).
+SRGB_TO_XYZ = torch.tensor(
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]],
+    dtype=torch.float64,
+)
 
 # Oklab (Ottosson 2020, "A perceptual color space for image processing"): linear sRGB -> cone responses -> Lab.
 _TO_CONES = (

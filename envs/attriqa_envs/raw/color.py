@@ -6,11 +6,6 @@ Tensors are channel-first, ``(..., 3, H, W)``, float.
 import torch
 from torch import Tensor
 
-# Linear sRGB -> CIE XYZ, both under D65 (IEC 61966-2-1).
-SRGB_TO_XYZ = torch.tensor(
-    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]],
-    dtype=torch.float64,
-)
 CLIPPED = 0.95  # of the sensor's range: from here to 1 a value counts as clipped more and more
 
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from attriqa.images import check
-from attriqa_envs.isp.color import decode
-from attriqa_envs.raw.color import SRGB_TO_XYZ, apply_matrix, rebuild_highlights
+from attriqa_envs.isp.color import SRGB_TO_XYZ, decode
+from attriqa_envs.raw.color import apply_matrix, rebuild_highlights
 
 # CIE XYZ (D65) -> camera RGB, as cameras' DNG files give it in ColorMatrix, in 1/10,000.
 _XYZ_TO_CAMERA = torch.tensor(

@@ -16,9 +16,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from attriqa.images import ImageError
-from attriqa_envs.isp.color import encode
+from attriqa_envs.isp.color import SRGB_TO_XYZ, encode
 from attriqa_envs.raw import decode, upright
-from attriqa_envs.raw.color import SRGB_TO_XYZ, rebuild_highlights
+from attriqa_envs.raw.color import rebuild_highlights
 from attriqa_envs.raw.demosaic import bin_quads, interpolate
 from tests.support import dng_files
 from tests.support.dng_files import COLOR_MATRIX, NEUTRAL, mosaic_of, smooth_scene, write_dng, write_mosaic
