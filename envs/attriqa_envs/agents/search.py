@@ -16,14 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attriqa.models.assessment import Assessment
 from attriqa_envs.isp import KEYS, render, to_action, to_params
 from attriqa_envs.isp.color import clipped_share
 from attriqa_envs.tuning import TuningTask
-from attriqa_envs.tuning.core import Arrays, ISPCore, Scorer
+from attriqa_envs.tuning.core import ISPCore, Scorer, assess
+from attriqa_envs.tuning.episodes import Act, begin, play
 
 Score = Callable[[Tensor, Tensor], Tensor]  # (B, 3, H, W) sRGB, (B,) which pictures they are of -> (B,), to maximise
-Act = Callable[[Arrays], NDArray[np.generic]]
 Floats = NDArray[np.float64]
 Method = Literal["random", "cmaes", "adam", "policy"]
 
@@ -109,12 +108,7 @@ class Objective:
 
 def blind(scorer: Scorer) -> Score:
     """A scorer of pictures as the score of an `Objective`, which also says which picture it is of."""
-
-    def score(pictures: Tensor, rows: Tensor) -> Tensor:
-        answer = scorer(pictures)
-        return answer.score if isinstance(answer, Assessment) else answer
-
-    return score
+    return lambda pictures, rows: assess(scorer, pictures).score
 
 
 def search(
@@ -305,19 +299,13 @@ def follow(act: Act, linear: Tensor, scorer: Scorer, task: TuningTask, *, batch:
     if task.mode != "params":
         raise ValueError(f"task: expected one of params, got one of {task.mode}: a policy on tools leaves no params")
     core = ISPCore(linear, scorer, min(batch, len(linear)), replace(task, random_start=0.0))
-    every = np.arange(len(core))
     params, curves = [], []
     for first in range(0, len(linear), len(core)):
-        images = np.minimum(np.arange(first, first + len(core)), len(linear) - 1)  # a core steps all or none
-        core.reset(every, [np.random.default_rng(0) for _ in every], images.tolist())
-        facts = core.facts(every)
-        values = [task.potential(facts["score"], facts["distance"], facts["clipped"])]
-        for _ in range(task.steps):
-            values.append(values[-1] + core.step(act(core.observe(every))).rewards)
-        kept = slice(0, min(len(core), len(linear) - first))
-        params.append(core.facts(every)["params"][kept])
-        curves.append(np.stack(values, 1)[kept])
-        core.end(every)
+        rows = begin(core, first)
+        start = core.facts(rows)
+        values = task.potential(start["score"], start["distance"], start["clipped"])
+        curves.append(np.cumsum([values, *play(core, act)[:, rows]], 0).T)
+        params.append(core.facts(rows)["params"])
     return Found(torch.from_numpy(np.concatenate(params)), np.concatenate(curves))
 
 

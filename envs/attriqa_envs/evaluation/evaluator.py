@@ -1,18 +1,16 @@
 """What a policy gains on given images, in the reward's eyes and in those of judges that nobody optimised."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from attriqa_envs.evaluation.judges import Judge
-from attriqa_envs.isp.tools import DONE
-from attriqa_envs.tuning.core import Arrays, ISPCore
+from attriqa.judges import Judge
+from attriqa_envs.evaluation.judges import judge_pictures
+from attriqa_envs.tuning.core import ISPCore
+from attriqa_envs.tuning.episodes import Act, begin, play
 
-Act = Callable[[Arrays], NDArray[np.generic]]
 Floats = NDArray[np.float64]
 
 
@@ -44,56 +42,28 @@ class Evaluator:
         Raises:
             ValueError: a judge gives anything but finite ``(B,)``, or ``act`` wrong actions.
         """
-        count, parts = len(self.core.bank), []
-        for first in range(0, count, len(self.core)):
-            wanted = np.arange(first, first + len(self.core))
-            parts.append(self._episodes(act, wanted[wanted < count]))
+        parts = [self._episodes(act, first) for first in range(0, len(self.core.bank), len(self.core))]
+        *columns, judged = zip(*parts, strict=True)
         return Gains(
-            reward=np.concatenate([part.reward for part in parts]),
-            score_gain=np.concatenate([part.score_gain for part in parts]),
-            clipped_start=np.concatenate([part.clipped_start for part in parts]),
-            clipped_end=np.concatenate([part.clipped_end for part in parts]),
-            judge_gains={name: np.concatenate([part.judge_gains[name] for part in parts]) for name in self.judges},
+            *map(np.concatenate, columns),
+            {name: np.concatenate([gains[name] for gains in judged]) for name in self.judges},
         )
 
-    def _episodes(self, act: Act, images: NDArray[np.intp]) -> Gains:
-        core, rows = self.core, np.arange(len(self.core))
-        padded = np.concatenate((images, np.repeat(images[-1:], len(core) - len(images))))  # a core steps all or none
-        seen = np.arange(len(images))
-        core.reset(rows, [np.random.default_rng(0) for _ in rows], padded.tolist())
-        start, rewards, over = core.facts(rows), np.zeros(len(core)), np.zeros(len(core), np.bool_)
-        starts = self._judge_starts(images)
-        for _ in range(core.task.steps):
-            actions = act(core.observe(rows))
-            if core.task.mode == "tools":
-                actions = np.where(over, DONE, actions)
-            transition = core.step(actions)
-            rewards += transition.rewards
-            over |= transition.terminated
-        end = core.facts(rows)
-        ends = self._judge(core.pictures(seen))
-        core.end(rows)
+    def _episodes(self, act: Act, first: int) -> Gains:
+        rows = begin(self.core, first)
+        start, images = self.core.facts(rows), self.core.images[rows].tolist()
+        if not self._starts.keys() >= set(images):
+            self._starts |= dict(zip(images, self._judge(rows), strict=True))
+        rewards = play(self.core, act)[:, rows].sum(0)
+        end, ends = self.core.facts(rows), self._judge(rows)
+        starts = [self._starts[image] for image in images]
         return Gains(
-            rewards[seen],
-            (end["score"] - start["score"])[seen],
-            start["clipped"][seen],
-            end["clipped"][seen],
-            {name: ends[name] - starts[name] for name in self.judges},
+            rewards,
+            end["score"] - start["score"],
+            start["clipped"],
+            end["clipped"],
+            {name: np.array([e[name] - s[name] for e, s in zip(ends, starts, strict=True)]) for name in self.judges},
         )
 
-    def _judge_starts(self, images: NDArray[np.intp]) -> dict[str, Floats]:
-        if not all(image in self._starts for image in images.tolist()):
-            told = self._judge(self.core.pictures(np.arange(len(images))))
-            for place, image in enumerate(images.tolist()):
-                self._starts[image] = {name: float(values[place]) for name, values in told.items()}
-        return {name: np.array([self._starts[image][name] for image in images.tolist()]) for name in self.judges}
-
-    @torch.no_grad()
-    def _judge(self, pictures: Tensor) -> dict[str, Floats]:
-        told = {}
-        for name, judge in self.judges.items():
-            values = judge(pictures)
-            if values.shape != (len(pictures),) or not bool(values.isfinite().all()):
-                raise ValueError(f"judge {name}: expected {len(pictures)} finite values; got {values}")
-            told[name] = values.double().numpy(force=True)
-        return told
+    def _judge(self, rows: NDArray[np.intp]) -> list[dict[str, float]]:
+        return judge_pictures(self.judges, self.core.pictures(rows))

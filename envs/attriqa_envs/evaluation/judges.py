@@ -1,14 +1,15 @@
 """Which reward is tuned for, and the judges that nobody optimises."""
 
-import torch
+from collections.abc import Mapping
 
-from attriqa import Guard, QualityReward, judges, load
+import torch
+from torch import Tensor
+
+from attriqa import Guard, QualityReward, load
+from attriqa.judges import Judge, load_judge
 from attriqa.judges import signal as signal_measures
 from attriqa.models.views import View
 from attriqa.reward import GuardedModel
-
-Judge = judges.Judge
-
 
 SIGNAL_JUDGES: dict[str, Judge] = {
     "contrast": signal_measures.contrast,
@@ -50,12 +51,34 @@ def make_judge(name: str, *, device: torch.device | str | None = None, optimised
     if name in SIGNAL_JUDGES:
         return SIGNAL_JUDGES[name]
     try:
-        judge = judges.load_judge(name, device=device)
+        judge = load_judge(name, device=device)
     except ValueError as error:
         raise ValueError(f"{error}; or {', '.join(SIGNAL_JUDGES)}") from error
     if isinstance(judge, QualityReward) and optimised is not None and _model_of(judge) in _models_of(optimised):
         raise ValueError(f"judge: expected one that is not optimised; {name} is in {optimised.identity}")
     return judge
+
+
+@torch.no_grad()
+def judge_pictures(judges: Mapping[str, Judge], pictures: Tensor) -> list[dict[str, float]]:
+    """What judges say of each of B pictures ``(B, 3, H, W)``, by their names.
+
+    Raises:
+        ValueError: a judge gives anything but finite ``(B,)``.
+    """
+    columns = {name: finite(f"judge {name}", judge(pictures), len(pictures)) for name, judge in judges.items()}
+    return [{name: values[row] for name, values in columns.items()} for row in range(len(pictures))]
+
+
+def finite(name: str, values: Tensor, count: int) -> list[float]:
+    """Values ``(count,)`` as numbers.
+
+    Raises:
+        ValueError: there are others, or one is not finite; it says whose they are by ``name``.
+    """
+    if values.shape != (count,) or not bool(values.isfinite().all()):
+        raise ValueError(f"{name}: expected {count} finite values; got {values}")
+    return [float(value) for value in values.tolist()]
 
 
 def _model_of(reward: QualityReward) -> str:

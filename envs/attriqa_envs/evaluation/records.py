@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from attriqa import QualityReward, images
+from attriqa import images
 from attriqa.attributes import ATTRIBUTES
 from attriqa.evaluation import metrics
 from attriqa.files import atomic_path, write_json
-from attriqa.models.assessment import Assessment
+from attriqa.judges import Judge
 from attriqa_envs.evaluation.alarm import Look, find_alarms
-from attriqa_envs.evaluation.judges import Judge
+from attriqa_envs.evaluation.judges import finite, judge_pictures
 from attriqa_envs.isp.color import clipped_share
-from attriqa_envs.tuning.core import Scorer
+from attriqa_envs.tuning.core import Scorer, assess
 
 Record = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -47,34 +47,26 @@ def tell(pictures: Tensor, scorer: Scorer, judges: Mapping[str, Judge]) -> list[
     Raises:
         ValueError: a judge or the scorer gives anything but finite ``(B,)``.
     """
-    found: list[Record] = []
+    told: list[Record] = []
     for some in pictures.split(_BATCH):
-        score, attributes = _ask(scorer, some)
-        judged = {name: _finite(f"judge {name}", judge(some), len(some)) for name, judge in judges.items()}
+        score, attributes, *_ = assess(scorer, some)
+        names = () if attributes is None else ATTRIBUTES
+        rows = [[]] * len(some) if attributes is None else attributes.tolist()
+        scores = finite("scorer", score, len(some))
         clipped = clipped_share(some).tolist()
         beyond = ((some.amin(1) <= _OFF) & (some.amax(1) >= _LIT)).float().mean((1, 2)).tolist()
-        for row in range(len(some)):
-            five = {} if attributes is None else dict(zip(ATTRIBUTES, attributes[row].tolist(), strict=True))
-            told = {name: values[row] for name, values in judged.items()}
-            entry: Record = {"score": score[row], "clipped": clipped[row], "oversaturated": beyond[row]}
-            found.append(entry | {"attributes": five, "judges": told})
-    return found
-
-
-def _ask(scorer: Scorer, pictures: Tensor) -> tuple[list[float], Tensor | None]:
-    if isinstance(scorer, QualityReward):  # its reward and its attributes from one forward
-        assessment = scorer.assess(pictures)
-        return _finite("scorer", scorer.weigh(assessment), len(pictures)), assessment.attributes
-    answer = scorer(pictures)
-    if isinstance(answer, Assessment):
-        return _finite("scorer", answer.score, len(pictures)), answer.attributes
-    return _finite("scorer", answer, len(pictures)), None
-
-
-def _finite(name: str, values: Tensor, count: int) -> list[float]:
-    if values.shape != (count,) or not bool(values.isfinite().all()):
-        raise ValueError(f"{name}: expected {count} finite values; got {values}")
-    return [float(value) for value in values.tolist()]
+        judged = judge_pictures(judges, some)
+        told += [
+            {
+                "score": s,
+                "clipped": c,
+                "oversaturated": o,
+                "attributes": dict(zip(names, row, strict=True)),
+                "judges": j,
+            }
+            for s, c, o, row, j in zip(scores, clipped, beyond, rows, judged, strict=True)
+        ]
+    return told
 
 
 class Records:

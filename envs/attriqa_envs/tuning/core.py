@@ -77,7 +77,7 @@ class ISPCore:
             raise ValueError(f"count: expected at least one environment; got {count}")
         self.task = task or TuningTask()
         self.bank = bank
-        self._ask = _asking(QualityReward("robust", view="native", device=bank.device) if scorer is None else scorer)
+        self._scorer = QualityReward("robust", view="native", device=bank.device) if scorer is None else scorer
         self._state = make_state(self.task, bank, count)
         self.images = np.zeros(count, np.int64)
         self.steps = np.full(count, -1)  # -1: not begun, or over
@@ -173,7 +173,7 @@ class ISPCore:
 
     def score(self, pictures: Tensor, images: Tensor) -> Tensor:
         """The scorer's ``(B,)`` of ``(B, 3, H, W)`` pictures, with its gradients; it is not told ``images``."""
-        return self._ask(pictures)[:, 0].float()
+        return assess(self._scorer, pictures).score.float()
 
     def end(self, rows: NDArray[np.intp]) -> None:
         """Mark episodes as over: they take no step before they are begun again."""
@@ -222,7 +222,8 @@ class ISPCore:
         with torch.set_grad_enabled(self.task.observe_gradient):
             place = self._state.place(rows).requires_grad_(self.task.observe_gradient)
             pictures = self._state.pictures(rows, place)
-            scores = self._ask(pictures).float()
+            score, attributes, *_ = assess(self._scorer, pictures)
+            scores = torch.cat((score[:, None], *([] if attributes is None else [attributes.to(score)])), 1).float()
             clipped = clipped_share(pictures)
             gradients = self._uphill(place, scores[:, 0], clipped) if self.task.observe_gradient else place[:, :0]
         with torch.no_grad():
@@ -245,24 +246,22 @@ class ISPCore:
         return gradient / (gradient.abs() + gradient.square().mean(1, keepdim=True).sqrt()).clamp(min=1e-12)
 
 
-def _asking(scorer: Scorer) -> Callable[[Tensor], Tensor]:
-    """A function from pictures to ``(B, S)``: the score, and after it the attributes where the scorer tells them."""
+def assess(scorer: Scorer, pictures: Tensor) -> Assessment:
+    """What a scorer says of pictures ``(B, 3, H, W)``; of a `QualityReward`, the score is its reward.
 
-    def ask(pictures: Tensor) -> Tensor:
-        if isinstance(scorer, QualityReward):  # its reward and its attributes from one forward
-            assessment = scorer.assess(pictures)
-            score = scorer.weigh(assessment)
-        else:
-            answer = scorer(pictures)
-            assessment = answer if isinstance(answer, Assessment) else Assessment(answer, None)
-            score = assessment.score
-        if not isinstance(score, Tensor) or score.shape != (len(pictures),):
-            found = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
-            raise ValueError(f"scorer: expected an Assessment, or a tensor of shape ({len(pictures)},); got {found}")
-        attributes = assessment.attributes
-        return score[:, None] if attributes is None else torch.cat((score[:, None], attributes.to(score)), 1)
-
-    return ask
+    Raises:
+        ValueError: the answer is neither an `Assessment` nor ``(B,)``.
+    """
+    if isinstance(scorer, QualityReward):  # its reward and its attributes from one forward
+        seen = scorer.assess(pictures)
+        return Assessment(scorer.weigh(seen), seen.attributes)
+    answer = scorer(pictures)
+    assessment = answer if isinstance(answer, Assessment) else Assessment(answer, None)
+    score = assessment.score
+    if not isinstance(score, Tensor) or score.shape != (len(pictures),):
+        got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
+        raise ValueError(f"scorer: expected an Assessment, or a tensor of shape ({len(pictures)},); got {got}")
+    return assessment
 
 
 def rows_of(arrays: Arrays) -> list[dict[str, Any]]:
