@@ -22,38 +22,39 @@ as CSV; evals/sd_pairs.py tally counts these: how often the first wins, with Wil
 """
 
 import csv
-import fnmatch
-import hashlib
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from attriqa import QualityReward
 from attriqa.config import claim_folder, opt, required, run_command
 from attriqa.files import as_dict, atomic_path, write_json
 from attriqa.images import ImageError
+from attriqa.judges import Judge
 from attriqa.pages.ab import ABPair, write_ab_page
-from attriqa_envs import load_policy
-from attriqa_envs.agents.policy import FILE, Policy
-from attriqa_envs.agents.search import Found, Method, Objective, adam, blind, search
-from attriqa_envs.evaluation import REWARDS, Judge, make_judge, make_reward, recovery
+from attriqa_envs.agents.search import Method, Objective, adam
+from attriqa_envs.evaluation import make_judges, recovery
 from attriqa_envs.evaluation.page import Item, Version, write_compare_page
-from attriqa_envs.evaluation.records import DEFAULT, EXPERT, Record, Records, facts_of, summarize, table_text, tell
-from attriqa_envs.evaluation.recovery import perturb
+from attriqa_envs.evaluation.records import DEFAULT, EXPERT, Record, Records, facts_of, measure, summarize, table_text
+from attriqa_envs.evaluation.setup import (
+    TRAINED_SIDE,
+    Identity,
+    ImageOptions,
+    PolicyOptions,
+    Setup,
+    report_left_out,
+    set_up,
+)
 from attriqa_envs.fivek import FiveK
 from attriqa_envs.fivek.expert import expert_square
-from attriqa_envs.isp import KEYS, render, table_hash
-from attriqa_envs.raw.cache import RenditionCache
-from attriqa_envs.raw.find import find_images
-from attriqa_envs.raw.image_sets import Group, load_group, seeds_of
+from attriqa_envs.isp import KEYS, render
+from attriqa_envs.raw.image_sets import ImageGroup, read_unseen
 from attriqa_envs.tuning import TuningTask
 
 CEILING, ORIGINAL = "ceiling", "original"
@@ -62,52 +63,25 @@ UNTUNED: Record = {"renders": None, "seconds": None, "params": None, "curve": No
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(PolicyOptions, ImageOptions):
     """What is compared. A budget counts renders per image besides the default; the policy's is its horizon."""
 
-    photos: Path | None = opt(None, "folder of photos, and the folders in it; each is turned into a plausible raw file")
-    photo_pattern: str = opt("*", "which files of --photos are used, by name")
-    raw: Path | None = opt(None, "instead: folder of raw files, and the folders in it")
-    fivek: Path | None = opt(None, "instead: root of MIT-Adobe FiveK")
     expert: Literal["a", "b", "c", "d", "e"] = opt("c", "FiveK: whose renderings stand beside")
     images: int = opt(40, "images, drawn by --seed, at most")
     trained: bool = opt(False, "also images that the policy was trained on")
-    policy: Path | None = opt(None, "folder of a trained policy; its task, and its size of pictures, are everyone's")
     methods: tuple[Literal["random", "cmaes", "adam"], ...] = opt(("random", "cmaes", "adam"), "besides the policy")
     random_renders: int = opt(20, "budget of random search")
     cmaes_renders: int = opt(20, "budget of CMA-ES")
     adam_renders: int = opt(100, "budget of Adam; each render also goes backward")
     recover: bool = opt(False, "perturb images with known originals, and tell how near to these each method comes")
     out: Path = opt(Path("runs/compare_isp"), "where everything goes")
-    cache: Path | None = opt(None, "folder that keeps decoded files; OUT/cache unless given")
-    model: str = opt("robust", f"what is optimised: {REWARDS}")
     judges: tuple[str, ...] = opt(("sharpness", "noisiness"), "held-out, which nothing optimises; see above")
-    side: int | None = opt(None, "px of the pictures, central squares; the policy's, or 192")
-    parameters: tuple[str, ...] | None = opt(None, "without a policy: ISP parameters that may change; all unless given")
-    distance_weight: float = opt(TuningTask.distance_weight, "without a policy: reward per squared distance")
-    clipping_weight: float = opt(TuningTask.clipping_weight, "without a policy: reward per share of clipped pixels")
-    batch: int = opt(16, "pictures rendered and scored at once")
-    device: str = opt("cpu", "cpu or cuda")
-    seed: int = opt(0, "of everything random")
     smoke: bool = opt(False, "a size for tests: two images of 64 px, three renders")
 
     def __post_init__(self) -> None:
-        if sum(source is not None for source in (self.photos, self.raw, self.fivek)) != 1:
-            raise ValueError("--photos, --raw, --fivek: expected one of them")
-        for name in ("images", "random_renders", "cmaes_renders", "adam_renders", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
-        if self.policy is not None and self.parameters is not None:
-            raise ValueError("--parameters: expected none with --policy, which has its own")
-        if self.device != "cpu" and not torch.cuda.is_available():
-            raise ValueError(f"--device: expected cpu, as PyTorch finds no GPU; got {self.device}")
-
-    @property
-    def root(self) -> Path:
-        """The folder of the images."""
-        root = self.photos or self.raw or self.fivek
-        assert root is not None
-        return root
+        ImageOptions.__post_init__(self)
+        super().__post_init__()
+        self.require_counts("images", "random_renders", "cmaes_renders", "adam_renders")
 
 
 @dataclass(frozen=True)
@@ -132,61 +106,25 @@ def main(argv: Sequence[str] | None = None) -> None:
 # What is compared.
 
 
-class Setup(NamedTuple):
-    """What all images share."""
-
-    task: TuningTask
-    side: int
-    reward: QualityReward
-    judges: dict[str, Judge]
-    policy: Policy | None
-
-
-def set_up(config: Config) -> Setup:
-    """Everything that the command line names besides the images."""
-    policy = None if config.policy is None else load_policy(config.policy, device=config.device)
-    if policy is not None and policy.task.mode == "tools":
-        raise ValueError(f"--policy: expected one that sets ISP parameters; {config.policy} chooses tools (dqn)")
-    task = TuningTask(
-        parameters=config.parameters, distance_weight=config.distance_weight, clipping_weight=config.clipping_weight
-    )
-    task = task if policy is None else policy.task
-    trained = 192 if policy is None else int(policy.about.get("config", {}).get("side", 192))
-    reward = make_reward(config.model, device=config.device)
-    names = () if config.recover else dict.fromkeys(config.judges)
-    judges = {name: make_judge(name, device=config.device, optimised=reward) for name in names}
-    return Setup(task, config.side or trained, reward, judges, policy)
-
-
-def load_images(config: Config, setup: Setup) -> tuple[Group, dict[str, Path]]:
+def load_images(config: Config, setup: Setup) -> tuple[ImageGroup, dict[str, Path]]:
     """The images of the command line, and the expert's renderings of them, by file."""
-    experts: dict[str, Path] = {}
-    if config.fivek is not None:
-        photos = FiveK(config.fivek).photos
-        sources = [photo.source for photo in photos]
-        theirs = ((photo.dng.relative_to(config.root), photo.experts.get(config.expert)) for photo in photos)
-        experts = {str(name): path for name, path in theirs if path is not None and not config.recover}
-    elif config.raw is not None:
-        sources = find_images(config.root, kind="raw")
-    else:
-        found = find_images(config.root, kind="photo")
-        sources = [source for source in found if fnmatch.fnmatch(source.path.name, config.photo_pattern)]
-        if not sources:
-            raise ValueError(f"--photo-pattern: expected one that photos have; got none of {len(found)}")
     learnt = {} if setup.policy is None or config.trained else setup.policy.about.get("images", {})
-    group = load_group(
-        sources,
-        RenditionCache(config.cache or config.out / "cache", setup.side),
+    group = read_unseen(
+        config.find(),
+        config.renditions(setup.side),
         root=config.root,
         trained=learnt.get("train", ()),
         most=2 if config.smoke else config.images,
         seed=config.seed,
-        unprocessed=config.photos is not None and not config.recover,
-        device=config.device,
     )
-    for line in group.left_out:
-        tqdm.write(f"left out: {line}", file=sys.stderr)
-    return group, {file: path for file, path in experts.items() if file in group.files}
+    report_left_out(group.left_out)
+    if config.photos is not None and not config.recover:
+        group = group.unprocessed_by_file(config.seed)
+    experts = {}
+    if config.fivek is not None and not config.recover:
+        photos = {str(photo.dng.relative_to(config.root)): photo.experts for photo in FiveK(config.fivek).photos}
+        experts = {file: photos[file][config.expert] for file in group.files if config.expert in photos[file]}
+    return group.to(config.device), experts
 
 
 # The comparison.
@@ -196,18 +134,19 @@ def compare(config: Config) -> None:
     """Tune every image by every method, then write what came of it."""
     if config.smoke:
         config = replace(config, side=64, random_renders=3, cmaes_renders=3, adam_renders=3)
-    setup = set_up(config)
+    setup = set_up(config, side=TRAINED_SIDE)
+    judges = {} if config.recover else make_judges(config.judges, setup.reward, device=config.device)
     group, experts = load_images(config, setup)
     claim_folder(config.out, config)
-    claim_identity(config, setup, group)
+    claim_folder(config.out / "records", Claim(**vars(setup.identity), files=group.files))
     methods = [*config.methods, *(["policy"] if setup.policy else []), *([CEILING] if config.recover else [])]
     groups = [group]
     if config.recover:
-        groups = perturb(group, recovery.PERTURBATIONS[: 2 if config.smoke else None], config.seed)
+        groups = recovery.perturb(group, recovery.PERTURBATIONS[: 2 if config.smoke else None], config.seed)
     with tqdm(total=len(groups) * len(group.files) * len(methods), unit="result", disable=None) as bar:
         for some in groups:
-            work(config, setup, some, methods, bar)
-    judge_experts(config, setup, group, experts)
+            Work(config, setup, judges, some).run(methods, bar)
+    Work(config, setup, judges, group).keep_experts(experts)
     rows, text = recovered(config, groups, methods) if config.recover else compared(config, group, methods)
     protocol = protocol_of(config, setup, group)
     title = "Recovery of known pictures" if config.recover else "Ways of tuning an ISP"
@@ -219,98 +158,92 @@ def compare(config: Config) -> None:
 
 
 @dataclass(frozen=True)
-class Identity:
-    """What must not change between runs of one folder."""
+class Claim(Identity):
+    """What must not change between runs of one folder: or else two runs would stand in one table."""
 
-    reward: str
-    policy: str | None
-    isp_parameters: str
     files: tuple[str, ...]
 
 
-def claim_identity(config: Config, setup: Setup, group: Group) -> None:
-    """Refuse to go on where weights or files have changed: two runs would stand in one table."""
-    digest = None if config.policy is None else hashlib.sha256((config.policy / FILE).read_bytes()).hexdigest()[:16]
-    claim_folder(config.out / "records", Identity(setup.reward.identity, digest, table_hash(), group.files))
+@dataclass(frozen=True)
+class Work:
+    """What is done with a group of images: each result is a record with its picture, kept as soon as it is there."""
 
+    config: Config
+    setup: Setup
+    judges: dict[str, Judge]
+    group: ImageGroup
 
-def work(config: Config, setup: Setup, group: Group, methods: Sequence[str], bar: "tqdm[Any]") -> None:
-    """Make the records of a group that are not there yet, with their pictures."""
-    records = Records(config.out, group.name)
-    for first in range(0, len(group.files), config.batch):
-        rows = range(first, min(first + config.batch, len(group.files)))
-        for method in (DEFAULT, *methods):
-            todo = [row for row in rows if not records.has(method, group.files[row])]
-            if todo:
-                tune(config, setup, group, method, todo)
-            bar.update(len(rows) if method != DEFAULT else 0)
-        todo = [row for row in rows if group.known is not None and not records.has(ORIGINAL, group.files[row])]
-        if todo and group.known is not None:
-            keep(config, setup, group, ORIGINAL, todo, group.known[todo], [dict(UNTUNED) for _ in todo])
+    @property
+    def records(self) -> Records:
+        """Those of this group."""
+        return Records(self.config.out, self.group.name)
 
+    def run(self, methods: Sequence[str], bar: "tqdm[Any]") -> None:
+        """Make the records that are not there yet; a batch goes through all methods before the next one begins."""
+        files, originals = self.group.files, self.group.originals
+        for first in range(0, len(files), self.config.batch):
+            rows = range(first, min(first + self.config.batch, len(files)))
+            for method in (DEFAULT, *methods, *([] if originals is None else [ORIGINAL])):
+                todo = [row for row in rows if not self.records.has(method, files[row])]
+                if todo and method == ORIGINAL and originals is not None:
+                    self.keep(method, todo, originals[todo], [UNTUNED] * len(todo))
+                elif todo:
+                    self.tune(method, todo)
+                bar.update(len(rows) if method in methods else 0)
 
-def tune(config: Config, setup: Setup, group: Group, method: str, rows: list[int]) -> None:
-    """Tune some images by one method, and keep what came of it."""
-    linear, task = group.linear[rows], setup.task
-    begun = time.perf_counter()
-    if method == DEFAULT:
-        renders = 0
-        objective = Objective(linear, blind(setup.reward), task, batch=config.batch)
-        every = torch.arange(len(rows), device=linear.device)
-        value = objective.evaluate(objective.start.repeat(len(rows), 1), every)
-        found = Found(torch.zeros(len(rows), len(KEYS)), value[:, None].double().numpy(force=True))
-    elif method == CEILING:
-        assert group.known is not None
-        renders = config.adam_renders
-        free = TuningTask(parameters=task.parameters, distance_weight=0.0, clipping_weight=0.0)
-        found = adam(Objective(linear, recovery.toward(group.known[rows]), free, batch=config.batch), renders)
-    else:
-        budgets = {"random": config.random_renders, "cmaes": config.cmaes_renders, "adam": config.adam_renders}
-        renders = budgets.get(method, task.steps)
-        seeds = seeds_of(config.seed, [group.files[row] for row in rows])
-        act = None if setup.policy is None else setup.policy.act
-        how = cast(Method, method)
-        found = search(how, linear, setup.reward, task, renders=renders, seeds=seeds, act=act, batch=config.batch)
-    seconds = (time.perf_counter() - begun) / len(rows)
-    with torch.no_grad():
-        pictures = render(linear.float(), found.params.to(linear.device))
-    # The ceiling's curve is of another thing than the reward.
-    curves = [None] * len(rows) if method == CEILING else found.curve.tolist()
-    about: list[Record] = [
-        {"renders": renders, "seconds": seconds, "params": dict(zip(KEYS, params, strict=True)), "curve": curve}
-        for params, curve in zip(found.params.tolist(), curves, strict=True)
-    ]
-    keep(config, setup, group, method, rows, pictures, about)
+    def tune(self, method: str, rows: list[int]) -> None:
+        """Tune some images by one method."""
+        config, task, linear = self.config, self.setup.task, self.group.linear[rows]
+        begun = time.perf_counter()
+        if method == CEILING:
+            assert self.group.originals is not None
+            renders, score = config.adam_renders, recovery.toward(self.group.originals[rows])
+            free = TuningTask(parameters=task.parameters, distance_weight=0.0, clipping_weight=0.0)
+            best = adam(Objective(linear, score, free, batch=config.batch), renders)
+        else:
+            budgets = {DEFAULT: 0, "policy": task.steps}
+            renders = budgets[method] if method in budgets else getattr(config, f"{method}_renders")
+            files = [self.group.files[row] for row in rows]
+            best = self.setup.search(config, cast(Method, method), linear, files, renders=renders)
+        seconds = (time.perf_counter() - begun) / len(rows)
+        with torch.no_grad():
+            pictures = render(linear.float(), best.params.to(linear.device))
+        # The ceiling's curve is of another thing than the reward.
+        curves = [None] * len(rows) if method == CEILING else best.curve.tolist()
+        costs: list[Record] = [
+            {"renders": renders, "seconds": seconds, "params": dict(zip(KEYS, params, strict=True)), "curve": curve}
+            for params, curve in zip(best.params.tolist(), curves, strict=True)
+        ]
+        self.keep(method, rows, pictures, costs)
 
+    def keep(self, method: str, rows: Sequence[int], pictures: Tensor, costs: Sequence[Record]) -> None:
+        """Measure renderings and write them, each record after its picture."""
+        records = [
+            {**cost, "told": told}
+            for cost, told in zip(costs, measure(pictures, self.setup.reward, self.judges), strict=True)
+        ]
+        if self.group.originals is not None:
+            off = recovery.errors(pictures, self.group.originals[rows])
+            records = [record | {"error": error} for record, error in zip(records, off, strict=True)]
+        for row, record, picture in zip(rows, records, pictures, strict=True):
+            self.records.write(method, self.group.files[row], record, picture)
 
-def keep(
-    config: Config, setup: Setup, group: Group, method: str, rows: list[int], pictures: Tensor, about: list[Record]
-) -> None:
-    """Judge renderings and write them, each record after its picture."""
-    told = tell(pictures, setup.reward, setup.judges)
-    off = None if group.known is None else recovery.errors(pictures, group.known[rows])
-    for place, row in enumerate(rows):
-        record = {**about[place], "told": told[place]} | ({} if off is None else {"error": off[place]})
-        Records(config.out, group.name).write(method, group.files[row], record, pictures[place])
-
-
-def judge_experts(config: Config, setup: Setup, group: Group, experts: dict[str, Path]) -> None:
-    """Records of the expert's renderings; one that cannot be read is told and left out."""
-    for file, path in experts.items():
-        if Records(config.out, group.name).has(EXPERT, file):
-            continue
-        try:
-            picture = expert_square(path, setup.side).to(config.device)
-        except ImageError as error:
-            tqdm.write(f"left out: {error}", file=sys.stderr)
-            continue
-        keep(config, setup, group, EXPERT, [group.files.index(file)], picture, [dict(UNTUNED)])
+    def keep_experts(self, experts: dict[str, Path]) -> None:
+        """The expert's renderings; one that cannot be read is reported and left out."""
+        for file, path in experts.items():
+            if not self.records.has(EXPERT, file):
+                try:
+                    picture = expert_square(path, self.setup.side).to(self.config.device)
+                except ImageError as error:
+                    report_left_out([error])
+                    continue
+                self.keep(EXPERT, [self.group.files.index(file)], picture, [UNTUNED])
 
 
 # Results.
 
 
-def protocol_of(config: Config, setup: Setup, group: Group) -> str:
+def protocol_of(config: Config, setup: Setup, group: ImageGroup) -> str:
     """What the numbers are of."""
     made = "photos turned into raw files" if config.photos and not config.recover else "files"
     unseen = " that the policy was not trained on" if setup.policy is not None and not config.trained else ""
@@ -325,7 +258,7 @@ def protocol_of(config: Config, setup: Setup, group: Group) -> str:
     return what + "; seconds are of one process, reward included"
 
 
-def compared(config: Config, group: Group, methods: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
+def compared(config: Config, group: ImageGroup, methods: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
     """The table."""
     records = Records(config.out, group.name)
     kept = {
@@ -336,7 +269,7 @@ def compared(config: Config, group: Group, methods: Sequence[str]) -> tuple[list
     return rows, table_text(rows)
 
 
-def recovered(config: Config, groups: Sequence[Group], methods: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
+def recovered(config: Config, groups: Sequence[ImageGroup], methods: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
     """The table of each perturbation."""
     rows = []
     for group in groups:
@@ -353,7 +286,7 @@ def recovered(config: Config, groups: Sequence[Group], methods: Sequence[str]) -
     return rows, recovery.table_text(rows)
 
 
-def items_of(config: Config, group: Group, methods: Sequence[str]) -> Iterator[Item]:
+def items_of(config: Config, group: ImageGroup, methods: Sequence[str]) -> Iterator[Item]:
     """What the page shows of each image."""
     records = Records(config.out, group.name)
     for file in group.files:

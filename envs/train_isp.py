@@ -26,7 +26,6 @@ OUT/tensorboard where TensorBoard is installed.
 """
 
 import dataclasses
-import fnmatch
 import importlib.util
 import json
 import signal
@@ -34,10 +33,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from stable_baselines3 import DQN, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -47,20 +45,19 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from tqdm import tqdm
 
 from attriqa import QualityReward
-from attriqa.config import claim_folder, opt, parse_config
+from attriqa.config import claim_folder, opt, run_command
 from attriqa.files import as_dict, write_json
 from attriqa.training.state import StateError
 from attriqa_envs.agents.checkpoints import load_run, save_run, standing_of
 from attriqa_envs.agents.guided_ppo import GuidedPPO
 from attriqa_envs.agents.policy import Algorithm, policy_options, save_policy
-from attriqa_envs.evaluation import REWARDS, Evaluator, make_judge, make_reward
+from attriqa_envs.evaluation import Evaluator, make_judges, make_reward
 from attriqa_envs.evaluation.alarm import Look, find_alarms
 from attriqa_envs.evaluation.curve import draw_curve, entry_of, line_of
+from attriqa_envs.evaluation.setup import TRAINED_SIDE, ImageOptions, TuningOptions, report_left_out
 from attriqa_envs.fivek import FiveK, read_splits
 from attriqa_envs.isp import table_hash
-from attriqa_envs.raw.cache import RenditionCache
-from attriqa_envs.raw.find import Source, find_images
-from attriqa_envs.raw.image_sets import Pictures, read_pictures, split_pictures
+from attriqa_envs.raw.image_sets import ImageGroup, read_group
 from attriqa_envs.tuning import TuningTask
 from attriqa_envs.tuning.core import ISPCore
 from attriqa_envs.tuning.sb3 import ISPTuningSB3
@@ -69,30 +66,21 @@ INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(TuningOptions, ImageOptions):
     """What a run does. A step is one of one environment."""
 
-    photos: Path | None = opt(None, "folder of photos, and the folders in it")
-    photo_pattern: str = opt("*", "which files of --photos are used, by name")
-    raw: Path | None = opt(None, "instead: folder of raw files, and the folders in it")
-    fivek: Path | None = opt(None, "instead: root of MIT-Adobe FiveK")
     split: tuple[Path, Path] | None = opt(None, "FiveK: lists of the photos to train on, and to test on")
     out: Path = opt(Path("runs/train_isp"), "where everything goes")
-    cache: Path | None = opt(None, "folder that keeps decoded files; OUT/cache unless given")
-    model: str = opt("robust", f"what is optimised: {REWARDS}")
     judges: tuple[str, ...] = opt(
         ("judge", "noisiness"), "held-out: judge, default, checkpoints, niqe:FILE, brisque:FOLDER, or a signal measure"
     )
     algo: Algorithm = opt("ppo", "algorithm; dqn chooses among the 37 tools of DRL-ISP, the others move ISP parameters")
     steps: int = opt(50_000, "steps to train for, rounded up to whole rollouts")
     envs: int = opt(16, "environments, rendered and scored in one batch")
-    side: int = opt(192, "px of the pictures, central squares")
+    side: int = opt(TRAINED_SIDE, "px of the pictures, central squares")
     variants: int = opt(4, "photos: raw files made of each photo to train on")
     horizon: int | None = opt(None, "steps of an episode: 5, dqn 3")
-    parameters: tuple[str, ...] | None = opt(None, "ISP parameters that may change; all unless given")
     step_size: float = opt(TuningTask.step_size, "change by an action of 1, where parameters range over [-1, 1]")
-    distance_weight: float = opt(TuningTask.distance_weight, "reward per mean squared distance from the default")
-    clipping_weight: float = opt(TuningTask.clipping_weight, "reward per share of clipped pixels")
     observe_gradient: bool = opt(True, "the policy sees the reward's gradient by the ISP parameters; never with dqn")
     random_start: float = opt(0.0, "training episodes begin off the default by up to so much, ranges [-1, 1]")
     test_share: float = opt(0.2, "of the images")
@@ -111,19 +99,15 @@ class Config:
     gamma: float = opt(0.99, "discount per step")
     eval_every: int = opt(5_000, "steps between evaluations")
     save_every: int = opt(5_000, "steps between checkpoints")
-    device: str = opt("cpu", "cpu or cuda")
-    seed: int = opt(0, "of everything random")
     smoke: bool = opt(False, "a size for tests: eight images of 64 px, two rollouts")
 
     def __post_init__(self) -> None:
-        if sum(source is not None for source in (self.photos, self.raw, self.fivek)) != 1:
-            raise ValueError("--photos, --raw, --fivek: expected one of them")
+        ImageOptions.__post_init__(self)
+        super().__post_init__()
         if self.split is not None and self.fivek is None:
             raise ValueError("--split: expected none without --fivek")
-        counts = ("steps", "envs", "variants", "test_most", "episodes", "epochs", "guided_epochs", "batch", "buffer")
-        for name in (*counts, "eval_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
+        self.require_counts("steps", "envs", "variants", "test_most", "episodes", "epochs", "guided_epochs", "batch")
+        self.require_counts("buffer", "eval_every", "save_every")
         if not (self.lr > 0 and 0 < self.gamma <= 1 and self.replay_ratio > 0 and 0 < self.test_share < 1):
             raise ValueError("--lr, --replay-ratio: expected more than 0; --gamma: (0, 1]; --test-share: (0, 1)")
         if not (0 <= self.guided <= 1 and self.guided_lr > 0 and self.guided_std > 0):
@@ -134,8 +118,6 @@ class Config:
             raise ValueError(
                 f"--batch: expected a divisor of --envs x --episodes x --horizon = {rollout}; got {self.batch}"
             )
-        if self.device != "cpu" and not torch.cuda.is_available():
-            raise ValueError(f"--device: expected cpu, as PyTorch finds no GPU; got {self.device}")
 
     @property
     def task(self) -> TuningTask:
@@ -154,79 +136,65 @@ class Config:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train to the end, from wherever the folder stands."""
-    config = parse_config(Config, argv, __doc__)
+    run_command({"": train}, argv, __doc__)
+
+
+def train(config: Config) -> None:
+    """What is left of the run, and its report."""
     if config.smoke:
         small: dict[str, Any] = {"side": 64, "envs": 4, "steps": 32, "horizon": 2, "episodes": 2, "batch": 8}
         small |= {"variants": 1, "buffer": 64, "learning_starts": 8, "eval_every": 16, "save_every": 16}
         config = replace(config, **small)
     claim_folder(config.out, config)
     if not (config.out / "metrics.json").exists():
-        try:
-            run(config, *prepare(config))
-        except StateError as error:
-            raise SystemExit(str(error)) from error
+        images = load_images(config)
+        reward = make_reward(config.model, device=config.device)
+        judges = make_judges(config.judges, reward, device=config.device)
+        core = ISPCore(
+            images.test.linear, reward, min(config.envs, len(images.test.files)), replace(config.task, random_start=0.0)
+        )
+        run(config, images, reward, Evaluator(core, judges))
     report(json.loads((config.out / "metrics.json").read_text(encoding="utf-8")))
 
 
 # Images.
 
 
-def prepare(config: Config) -> tuple[Pictures, QualityReward, Evaluator]:
-    """All that the command line names; what is wrong with it ends the program."""
-    try:
-        pictures = load_pictures(config)
-        reward = make_reward(config.model, device=config.device)
-        names = dict.fromkeys(config.judges)
-        judges = {name: make_judge(name, device=config.device, optimised=reward) for name in names}
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
-    task = replace(config.task, random_start=0.0)
-    core = ISPCore(pictures.test, reward, min(config.envs, len(pictures.test)), task)
-    return pictures, reward, Evaluator(core, judges)
+class Images(NamedTuple):
+    """No file is on both sides."""
+
+    train: ImageGroup
+    test: ImageGroup
+
+    @property
+    def unreadable(self) -> list[str]:
+        """Files that were left out, each with the reason."""
+        return [*self.train.left_out, *self.test.left_out]
+
+    def names(self) -> dict[str, list[str]]:
+        """Which files, in JSON types."""
+        return {"train": list(self.train.files), "test": list(self.test.files), "unreadable": self.unreadable}
 
 
-def load_pictures(config: Config) -> Pictures:
+def load_images(config: Config) -> Images:
     """The images of the command line, split by file."""
-    root = config.photos or config.raw or config.fivek
-    assert root is not None
-    cache = RenditionCache(config.cache or config.out / "cache", config.side)
-    chosen = find_sources(config)
-    if config.smoke:
-        chosen = [sources[:8] for sources in chosen]
-    if len(chosen) == 1:
-        pictures = split_pictures(chosen[0], cache, root=root, test_share=config.test_share, seed=config.seed)
+    cache, most = config.renditions(config.side), 8 if config.smoke else None
+    if config.fivek is None or config.split is None:
+        group = read_group(config.find()[:most], cache, root=config.root)
+        images = Images(*group.split(config.test_share, config.seed))
     else:
-        pictures = read_pictures(chosen[0], chosen[1], cache, root=root)
-    for line in pictures.unreadable:
-        tqdm.write(f"left out: {line}", file=sys.stderr)
-    pictures = pictures.sample_test(config.test_most, config.seed)
-    if config.photos is not None:
-        pictures = pictures.unprocessed(config.variants, config.seed)
-    return pictures.to(config.device)
-
-
-def find_sources(config: Config) -> list[list[Source]]:
-    """The files: one list that is to be split, or one to train and one to test on."""
-    if config.fivek is not None:
-        dataset = FiveK(config.fivek)
-        if config.split is None:
-            return [[photo.source for photo in dataset.photos]]
-        lists = read_splits(dict(zip(("train", "test"), config.split, strict=True)))
-        chosen = [[photo.source for photo in dataset.select(numbers)] for numbers in lists.values()]
-        for path, sources in zip(config.split, chosen, strict=True):
-            if not sources:
+        dataset, lists = FiveK(config.fivek), read_splits(dict(zip(("train", "test"), config.split, strict=True)))
+        sides = [dataset.select(numbers)[:most] for numbers in lists.values()]
+        for path, photos in zip(config.split, sides, strict=True):
+            if not photos:
                 raise ValueError(f"--split: expected photos that {config.fivek} has; none of {path} is there")
-        return chosen
-    if config.raw is not None:
-        return [find_images(config.raw, kind="raw")]
-    assert config.photos is not None
-    sources = find_images(config.photos, kind="photo")
-    chosen_photos = [source for source in sources if fnmatch.fnmatch(source.path.name, config.photo_pattern)]
-    if not chosen_photos:
-        raise ValueError(
-            f"--photo-pattern: expected one that photos in {config.photos} have; got none of {len(sources)}"
-        )
-    return [chosen_photos]
+        groups = [read_group([photo.source for photo in photos], cache, root=config.root) for photos in sides]
+        images = Images(*groups)
+    report_left_out(images.unreadable)
+    train, test = images.train, images.test.drawn(config.test_most, config.seed)
+    if config.photos is not None:
+        train, test = train.unprocessed([config.seed, 0], config.variants), test.unprocessed([config.seed, 1])
+    return Images(train.to(config.device), test.to(config.device))
 
 
 # Training.
@@ -333,12 +301,12 @@ class Training(BaseCallback):
         draw_curve(self.config.out / "learning_curve.png", self.curve)
 
 
-def run(config: Config, pictures: Pictures, reward: QualityReward, evaluator: Evaluator) -> None:
+def run(config: Config, images: Images, reward: QualityReward, evaluator: Evaluator) -> None:
     """All steps that are left, and the files at the end."""
-    env = ISPTuningSB3(ISPCore(pictures.train, reward, config.envs, config.task))
+    env = ISPTuningSB3(ISPCore(images.train.linear, reward, config.envs, config.task))
     model = build(config, env)
     model.set_logger(Logger(None, outputs(config.out)))
-    identity = {"images": pictures.names(), "weights of the reward": reward.identity, "ISP parameters": table_hash()}
+    identity = {"images": images.names(), "weights of the reward": reward.identity, "ISP parameters": table_hash()}
     training = Training(config, evaluator, identity)
     training.resume(model)
 
@@ -356,12 +324,12 @@ def run(config: Config, pictures: Pictures, reward: QualityReward, evaluator: Ev
         for number, handler in before.items():
             signal.signal(number, handler)
     training.evaluate()
-    metrics = {"protocol": protocol_of(config, pictures), "step": model.num_timesteps, "curve": training.curve}
+    metrics = {"protocol": protocol_of(config, images), "step": model.num_timesteps, "curve": training.curve}
     here = ("photos", "raw", "fivek", "split", "out", "cache")  # what only this machine knows
     known = {name: value for name, value in as_dict(config).items() if name not in here}
     about = {"config": known, **identity, "last": training.curve[-1], "protocol": metrics["protocol"]}
     save_policy(config.out / "policy", model.policy, algorithm=config.algo, task=config.task, about=about)
-    write_json(config.out / "metrics.json", metrics | {"unreadable": list(pictures.unreadable)})
+    write_json(config.out / "metrics.json", metrics | {"unreadable": images.unreadable})
 
 
 def outputs(out: Path) -> list[Any]:
@@ -373,12 +341,12 @@ def outputs(out: Path) -> list[Any]:
 # Results.
 
 
-def protocol_of(config: Config, pictures: Pictures) -> str:
+def protocol_of(config: Config, images: Images) -> str:
     """What the numbers are of."""
     return (
-        f"mean gains over {len(pictures.test)} test images of {config.side} px that the policy was not trained on, "
+        f"mean gains over {len(images.test.files)} test images of {config.side} px that the policy was not trained on, "
         f"after {config.task.steps} steps of the deterministic policy from the camera's default; trained on "
-        f"{len(pictures.train)} images of {len(pictures.train_files)} files"
+        f"{len(images.train.linear)} images of {len(images.train.files)} files"
     )
 
 

@@ -18,48 +18,40 @@ A file that cannot be read is told and the rest goes on; the exit status is then
 command. OUT/metrics.json has a row per file: its score before and after, on the square that was tuned, and more.
 """
 
-import hashlib
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from attriqa import QualityReward
 from attriqa.config import claim_folder, opt, required, run_command
 from attriqa.files import as_dict, write_json
 from attriqa.images import MIN_SIDE, ImageError
-from attriqa_envs import load_policy
-from attriqa_envs.agents.policy import FILE, Policy
-from attriqa_envs.agents.search import Method, search
-from attriqa_envs.evaluation import REWARDS, make_reward
-from attriqa_envs.evaluation.records import tell
+from attriqa_envs.agents.search import Method
+from attriqa_envs.evaluation.records import measure
+from attriqa_envs.evaluation.setup import PolicyOptions, Setup, report_left_out, set_up
 from attriqa_envs.export import save_params
 from attriqa_envs.export.full_size import render_levels, write_picture
 from attriqa_envs.export.xmp import camera_of, render_error, to_camera_raw, write_xmp
-from attriqa_envs.isp import render, table_hash
+from attriqa_envs.isp import render
 from attriqa_envs.raw import LinearImage
 from attriqa_envs.raw.bank import load_bank
 from attriqa_envs.raw.cache import RenditionCache
-from attriqa_envs.raw.find import Source, find_images
-from attriqa_envs.raw.image_sets import seeds_of
-from attriqa_envs.tuning import TuningTask
+from attriqa_envs.raw.find import ImageFile, find_images
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(PolicyOptions):
     """What is tuned, and how."""
 
     images: Path = required("folder of raw files or photos, or one file", bare=True)
-    policy: Path | None = opt(None, "folder of a trained policy; its task and size of pictures are used")
     method: Literal["policy", "adam", "cmaes", "random"] | None = opt(None, "policy where one is given, or else adam")
     renders: int = opt(60, "adam, cmaes, random: budget per picture")
     out: Path = opt(Path("runs/tuned"), "where everything goes")
@@ -67,31 +59,20 @@ class Config:
     quality: int = opt(95, "of JPEG, 1 to 100")
     size: int | None = opt(None, "px of the shorter side of the renderings; whole unless given")
     xmp: bool = opt(True, "write sidecars for raw files")
-    model: str = opt("robust", f"what is optimised: {REWARDS}")
     side: int | None = opt(None, "px of the square that is tuned; the policy's, or 256")
-    parameters: tuple[str, ...] | None = opt(None, "without a policy: ISP parameters that may change; all unless given")
-    distance_weight: float = opt(TuningTask.distance_weight, "without a policy: reward per squared distance")
-    clipping_weight: float = opt(TuningTask.clipping_weight, "without a policy: reward per share of clipped pixels")
     batch: int = opt(8, "pictures that are tuned at once")
-    device: str = opt("cpu", "cpu or cuda")
-    seed: int = opt(0, "of everything random")
     smoke: bool = opt(False, "a size for tests: two files, 64 px, three renders")
 
     def __post_init__(self) -> None:
         if (self.policy is None) == (self.how == "policy"):
             raise ValueError("--policy: expected one with --method policy, and none with the others")
-        for name in ("renders", "batch", "quality"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name}: expected at least 1, got {getattr(self, name)}")
+        super().__post_init__()
+        self.require_counts("renders", "quality")
         for name in ("size", "side"):
             if getattr(self, name) is not None and getattr(self, name) < MIN_SIDE:
                 raise ValueError(f"--{name}: expected at least {MIN_SIDE} px, got {getattr(self, name)}")
         if self.quality > 100:
             raise ValueError(f"--quality: expected at most 100, got {self.quality}")
-        if self.policy is not None and self.parameters is not None:
-            raise ValueError("--parameters: expected none with --policy, which has its own")
-        if self.device != "cpu" and not torch.cuda.is_available():
-            raise ValueError(f"--device: expected cpu, as PyTorch finds no GPU; got {self.device}")
 
     @property
     def how(self) -> Method:
@@ -104,29 +85,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_command({"": tune}, argv, __doc__)
 
 
-class Setup(NamedTuple):
-    """What all files share."""
-
-    task: TuningTask
-    cache: RenditionCache
-    reward: QualityReward
-    policy: Policy | None
-
-
-def set_up(config: Config) -> Setup:
-    """Everything that the command line names besides the files."""
-    policy = None if config.policy is None else load_policy(config.policy, device=config.device)
-    if policy is not None and policy.task.mode == "tools":
-        raise ValueError(f"--policy: expected one that sets ISP parameters; {config.policy} chooses tools (dqn)")
-    task = TuningTask(
-        parameters=config.parameters, distance_weight=config.distance_weight, clipping_weight=config.clipping_weight
-    )
-    side = 256 if policy is None else int(policy.about.get("config", {}).get("side", 192))
-    cache = RenditionCache(config.out / "cache", config.side or side)
-    reward = make_reward(config.model, device=config.device)
-    return Setup(task if policy is None else policy.task, cache, reward, policy)
-
-
 def tune(config: Config) -> None:
     """Tune what is not tuned yet; status 1 where files cannot be read, each with the reason."""
     if config.smoke:
@@ -135,7 +93,7 @@ def tune(config: Config) -> None:
     names = names_of(sources, config.images)
     if config.smoke:
         names = dict(list(names.items())[:2])
-    setup = set_up(config)
+    setup = set_up(config, side=256)
     claim_folder(config.out, config)
     kept = read_rows(config, setup)
     todo = [(source, name) for source, name in names.items() if name not in kept]
@@ -153,7 +111,7 @@ def tune(config: Config) -> None:
         raise SystemExit(f"{len(failures)} files were left out:\n" + "\n".join(f"  {line}" for line in failures))
 
 
-def names_of(sources: Sequence[Source], root: Path) -> dict[Source, str]:
+def names_of(sources: Sequence[ImageFile], root: Path) -> dict[ImageFile, str]:
     """What each file's results are called, without suffix: as the file, and with its suffix where two would clash."""
     folder = root if root.is_dir() else root.parent
     relative = {source: source.path.relative_to(folder) for source in sources}
@@ -165,41 +123,33 @@ def names_of(sources: Sequence[Source], root: Path) -> dict[Source, str]:
 
 
 def tuned(
-    config: Config, setup: Setup, part: Sequence[tuple[Source, str]], failures: list[str]
+    config: Config, setup: Setup, part: Sequence[tuple[ImageFile, str]], failures: list[str]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Tune some files at once, then render and write each; gives its row when all of it is written."""
-    small: list[tuple[Source, str, LinearImage]] = []
+    small: list[tuple[ImageFile, str, LinearImage]] = []
+    cache = RenditionCache(config.out / "cache", setup.side)
     for source, name in part:
         try:
-            small.append((source, name, setup.cache.read(source)))
+            small.append((source, name, cache.read(source)))
         except ImageError as error:
             failures.append(str(error))
-            tqdm.write(f"left out: {error}", file=sys.stderr)
+            report_left_out([error])
     if not small:
         return
-    linear = load_bank([image for *_, image in small], side=setup.cache.shorter_edge, device=config.device)
+    linear = load_bank([image for *_, image in small], side=setup.side, device=config.device)
     begun = time.perf_counter()
-    found = search(
-        config.how,
-        linear,
-        setup.reward,
-        setup.task,
-        renders=config.renders,
-        seeds=seeds_of(config.seed, [name for _, name, _ in small]),
-        act=None if setup.policy is None else setup.policy.act,
-        batch=config.batch,
-    )
+    best = setup.search(config, config.how, linear, [name for _, name, _ in small], renders=config.renders)
     seconds = (time.perf_counter() - begun) / len(small)
-    params = found.params.to(linear.device)
+    params = best.params.to(linear.device)
     with torch.no_grad():
         pictures = [render(linear.float(), some) for some in (torch.zeros_like(params), params)]
-    before, after = (tell(some, setup.reward, {}) for some in pictures)
+    before, after = (measure(some, setup.reward, {}) for some in pictures)
     for place, (source, name, image) in enumerate(small):
         try:
-            row = finish(config, source, name, image, found.params[place])
+            row = finish(config, source, name, image, best.params[place])
         except ImageError as error:
             failures.append(str(error))
-            tqdm.write(f"left out: {error}", file=sys.stderr)
+            report_left_out([error])
             continue
         figures = {
             f"{figure}_{when}": told[place][figure]
@@ -209,7 +159,7 @@ def tuned(
         yield name, row | figures | {"seconds": seconds}
 
 
-def finish(config: Config, source: Source, name: str, image: LinearImage, params: Tensor) -> dict[str, Any]:
+def finish(config: Config, source: ImageFile, name: str, image: LinearImage, params: Tensor) -> dict[str, Any]:
     """Render a file whole, and write everything that there is of it."""
     whole = source.read(config.size).pixels
     picture = config.out / f"{name}.{'jpg' if config.format == 'jpeg' else 'png'}"
@@ -227,19 +177,13 @@ def finish(config: Config, source: Source, name: str, image: LinearImage, params
 # Results.
 
 
-def identity_of(config: Config, setup: Setup) -> dict[str, Any]:
-    """What must not change between runs of one folder."""
-    weights = None if config.policy is None else hashlib.sha256((config.policy / FILE).read_bytes()).hexdigest()[:16]
-    return {"reward": setup.reward.identity, "policy": weights, "isp_parameters": table_hash()}
-
-
 def read_rows(config: Config, setup: Setup) -> dict[str, dict[str, Any]]:
     """The rows of files that an earlier run has tuned."""
     path = config.out / "metrics.json"
     if not path.is_file():
         return {}
     metrics = json.loads(path.read_text(encoding="utf-8"))
-    if metrics["identity"] != identity_of(config, setup):
+    if metrics["identity"] != as_dict(setup.identity):
         raise ValueError(f"{config.out} holds pictures tuned by other weights; choose another --out")
     rows: dict[str, dict[str, Any]] = metrics["files"]
     return rows
@@ -252,7 +196,7 @@ def write_rows(config: Config, setup: Setup, rows: dict[str, dict[str, Any]], fa
         for name in ("score_before", "score_after", "seconds")
         if rows
     }
-    about = {"identity": identity_of(config, setup), "config": as_dict(config), "method": config.how}
+    about = {"identity": as_dict(setup.identity), "config": as_dict(config), "method": config.how}
     write_json(config.out / "metrics.json", {**about, "n": len(rows), **means, "left_out": failures, "files": rows})
 
 

@@ -86,12 +86,14 @@ class Policy:
         task: that it was trained for; an environment that it acts in should have the same.
         about: what `save_policy` was told of its training.
         network: stable-baselines3's policy object.
+        sha256: of its file.
     """
 
     algorithm: Algorithm
     task: TuningTask
     about: Mapping[str, Any]
     network: BasePolicy
+    sha256: str
 
     def act(self, observation: Arrays) -> NDArray[Any]:
         """The deterministic action for an observation of one environment, or those for a batch of n.
@@ -137,7 +139,7 @@ def save_policy(
     space = cast(spaces.Dict, network.observation_space)
     config = {
         "algorithm": algorithm,
-        "task": {**dataclasses.asdict(task), "parameters": None if task.parameters is None else list(task.parameters)},
+        "task": dataclasses.asdict(task),
         "scores": cast("tuple[int]", space["attributes"].shape)[0],
         "parameter_table": table_hash(),
         "tools": [tool.name for tool in TOOLS] if task.mode == "tools" else None,
@@ -182,11 +184,10 @@ def load_policy(folder: Path | str, *, device: torch.device | str = "cpu") -> Po
         raise checkpoint.CheckpointError(
             path, f"trained for the tools {', '.join(config['tools'])}; this version has others"
         )
-    parameters = config["task"]["parameters"]
-    task = TuningTask(**{**config["task"], "parameters": None if parameters is None else tuple(parameters)})
+    task = TuningTask(**config["task"])
     network = _network(config["algorithm"], task, config["scores"])
     checkpoint.load_into(network, saved.state, path)
-    return Policy(config["algorithm"], task, saved.provenance, network.to(device).eval())
+    return Policy(config["algorithm"], task, saved.provenance, network.to(device).eval(), saved.sha256)
 
 
 def _network(algorithm: Algorithm, task: TuningTask, scores: int) -> BasePolicy:

@@ -24,7 +24,7 @@ from attriqa_envs.tuning.episodes import Act, begin, play
 
 Score = Callable[[Tensor, Tensor], Tensor]  # (B, 3, H, W) sRGB, (B,) which pictures they are of -> (B,), to maximise
 Floats = NDArray[np.float64]
-Method = Literal["random", "cmaes", "adam", "policy"]
+Method = Literal["default", "random", "cmaes", "adam", "policy"]
 
 _GROWTH, _SHRINKAGE = 1.2, 0.5  # of Adam's rate, after a step that helped and one that did not
 
@@ -142,13 +142,22 @@ def search(
             raise ValueError("act: expected the policy's, got none")
         return follow(act, linear, scorer, task, batch=batch)
     objective = Objective(linear, blind(scorer), task, batch=batch)
+    if method == "default":
+        return stay(objective)
     if method == "random":
         return random_search(objective, renders, seeds)
     if method == "cmaes":
         return cma_es(objective, renders, seeds)
     if method == "adam":
         return adam(objective, renders)
-    raise ValueError(f"method: expected random, cmaes, adam or policy, got {method!r}")
+    raise ValueError(f"method: expected default, random, cmaes, adam or policy, got {method!r}")
+
+
+def stay(objective: Objective) -> Found:
+    """The camera's default, and what it is worth: what the others begin with."""
+    rows = torch.arange(len(objective), device=objective.start.device)
+    values = objective.evaluate(objective.start.repeat(len(rows), 1), rows)
+    return Found(torch.zeros(len(rows), len(KEYS)), values[:, None].double().numpy(force=True))
 
 
 def random_search(objective: Objective, renders: int, seeds: Sequence[int], *, reach: float = 2.0) -> Found:

@@ -44,10 +44,9 @@ class Evaluator:
         """
         parts = [self._episodes(act, first) for first in range(0, len(self.core.bank), len(self.core))]
         *columns, judged = zip(*parts, strict=True)
-        return Gains(
-            *map(np.concatenate, columns),
-            {name: np.concatenate([gains[name] for gains in judged]) for name in self.judges},
-        )
+        reward, score_gain, start, end = (np.concatenate(column) for column in columns)
+        judge_gains = {name: np.concatenate([gains[name] for gains in judged]) for name in self.judges}
+        return Gains(reward, score_gain, start, end, judge_gains)
 
     def _episodes(self, act: Act, first: int) -> Gains:
         rows = begin(self.core, first)

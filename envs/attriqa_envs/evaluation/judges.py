@@ -1,6 +1,6 @@
 """Which reward is tuned for, and the judges that nobody optimises."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -34,6 +34,13 @@ def make_reward(name: str, *, device: torch.device | str | None = None) -> Quali
     model = "default" if guard else name
     view: View | None = "native" if "native" in load(model).views else None
     return QualityReward(model, guard=guard, view=view, device=device)
+
+
+def make_judges(
+    names: Sequence[str], optimised: QualityReward, *, device: torch.device | str | None = None
+) -> dict[str, Judge]:
+    """Held-out judges by their names, each once; errors as of `make_judge`."""
+    return {name: make_judge(name, device=device, optimised=optimised) for name in names}
 
 
 def make_judge(name: str, *, device: torch.device | str | None = None, optimised: QualityReward | None = None) -> Judge:

@@ -1,7 +1,7 @@
 """What several ways of tuning make of the same pictures, side by side: what is measured, and what it comes to.
 
 A *record* is what one method made of one picture, in JSON types: ``params``, ``curve`` (see
-`attriqa_envs.agents.search`), ``renders``, ``seconds``, and ``told``, what `tell` says of the result. The camera's
+`attriqa_envs.agents.search`), ``renders``, ``seconds``, and ``told``, what `measure` says of the result. The camera's
 default and an expert's rendering, which has no params and no curve, are records too.
 """
 
@@ -36,7 +36,7 @@ _BATCH = 16
 
 
 @torch.no_grad()
-def tell(pictures: Tensor, scorer: Scorer, judges: Mapping[str, Judge]) -> list[Record]:
+def measure(pictures: Tensor, scorer: Scorer, judges: Mapping[str, Judge]) -> list[Record]:
     """What there is to say of each of B pictures ``(B, 3, H, W)``, sRGB in [0, 1].
 
     Returns:

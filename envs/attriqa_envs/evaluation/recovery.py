@@ -7,7 +7,7 @@ the original being known, is the ceiling that `toward` measures.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from attriqa_envs.agents.search import Score
 from attriqa_envs.isp import KEYS, render
 from attriqa_envs.isp.color import decode, encode
 from attriqa_envs.isp.difference import delta_e, psnr
-from attriqa_envs.raw.image_sets import Group, seeds_of
+from attriqa_envs.raw.image_sets import ImageGroup, seeds_of
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,11 @@ def table_text(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def perturb(group: Group, perturbations: Sequence[Perturbation], seed: int) -> list[Group]:
+def perturb(group: ImageGroup, perturbations: Sequence[Perturbation], seed: int) -> list[ImageGroup]:
     """A group's images under each perturbation, with the originals."""
     light, seeds = group.linear.float(), seeds_of(seed, group.files)
     known = originals(light)
-    return [Group(change.name, group.files, change.apply(light, seeds).half(), known) for change in perturbations]
+    return [
+        replace(group, name=change.name, linear=change.apply(light, seeds).half(), originals=known)
+        for change in perturbations
+    ]

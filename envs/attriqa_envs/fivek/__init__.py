@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from attriqa_envs.raw.find import Source
+from attriqa_envs.raw.find import ImageFile
 
 COUNT = 5000
 EXPERTS = "abcde"
@@ -44,9 +44,9 @@ class Photo:
     experts: Mapping[str, Path] = field(default_factory=dict)
 
     @property
-    def source(self) -> Source:
+    def source(self) -> ImageFile:
         """Its raw file, for a `attriqa_envs.raw.cache.RenditionCache`."""
-        return Source(self.dng, "raw")
+        return ImageFile(self.dng, "raw")
 
 
 class FiveK:

@@ -27,7 +27,7 @@ from attriqa import images
 from attriqa.files import atomic_path
 from attriqa.images import ImageError
 from attriqa_envs.raw.decode import LinearImage
-from attriqa_envs.raw.find import Kind, Source, read_linear
+from attriqa_envs.raw.find import ImageFile, Kind, read_linear
 from attriqa_envs.raw.mosaic import header_of
 from attriqa_envs.raw.sensor import Matrix, RawMetadata
 
@@ -63,7 +63,7 @@ class RenditionCache:
         self.folder = None if folder is None else Path(folder)
         self.shorter_edge = shorter_edge
 
-    def read(self, source: Source) -> LinearImage:
+    def read(self, source: ImageFile) -> LinearImage:
         """The rendition of a source, float16; decoded where it is not in the cache.
 
         Raises:
@@ -79,7 +79,7 @@ class RenditionCache:
         _save(entry, image)
         return image
 
-    def read_all(self, sources: Sequence[Source], *, threads: int | None = None, progress: bool = True) -> Loaded:
+    def read_all(self, sources: Sequence[ImageFile], *, threads: int | None = None, progress: bool = True) -> Loaded:
         """The renditions of many sources, decoded by several threads; a bad file ends nothing.
 
         Args:
@@ -106,7 +106,7 @@ class RenditionCache:
             raise ValueError(f"sources: expected one that can be read among {len(sources)}; got none ({reasons})")
         return loaded
 
-    def entry(self, source: Source) -> Path:
+    def entry(self, source: ImageFile) -> Path:
         """Where the rendition of a source is kept.
 
         Raises:

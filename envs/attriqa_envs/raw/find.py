@@ -1,9 +1,10 @@
 """Raw files and photos in folders, and each as linear light."""
 
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from attriqa import images
 from attriqa_envs.isp import color as isp_color
@@ -17,7 +18,7 @@ RAW_SUFFIXES = frozenset(f".{name}" for name in _RAW_NAMES.split())
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageFile:
     """A file that can be read as linear light: a raw file, a headerless mosaic with its JSON, or a photo."""
 
     path: Path
@@ -32,7 +33,7 @@ class Source:
         return read_linear(self, shorter_edge=shorter_edge)
 
 
-def find_images(root: Path | str, *, kind: Literal["any", "raw", "photo"] = "any") -> list[Source]:
+def find_images(root: Path | str, *, kind: Literal["any", "raw", "photo"] = "any") -> list[ImageFile]:
     """The pictures in a folder and the folders in it, sorted by path.
 
     Args:
@@ -48,8 +49,8 @@ def find_images(root: Path | str, *, kind: Literal["any", "raw", "photo"] = "any
         raise ValueError(f"kind: expected any, raw or photo; got {kind!r}")
     if not root.exists():
         raise ValueError(f"root: expected a folder of raw files or photos; there is no {root}")
-    raws = [Source(path, "raw" if header_of(path) is None else "mosaic") for path in _raw_files(root)]
-    photos = [Source(path, "photo") for path in images.find(root, recursive=True) if not _is_raw(path)]
+    raws = [ImageFile(path, "raw" if header_of(path) is None else "mosaic") for path in _raw_files(root)]
+    photos = [ImageFile(path, "photo") for path in images.find(root, recursive=True) if not _is_raw(path)]
     found = raws if kind == "raw" else photos if kind == "photo" else raws or photos
     if not found:
         wanted = {"raw": "raw files", "photo": "photos"}.get(kind, "raw files or photos")
@@ -76,7 +77,7 @@ def _raw_files(root: Path) -> list[Path]:
     return sorted(path for path in found if path.suffix.lower() != ".bin" or header_of(path) is not None)
 
 
-def read_linear(source: Source, *, shorter_edge: int | None = None) -> LinearImage:
+def read_linear(source: ImageFile, *, shorter_edge: int | None = None) -> LinearImage:
     """Linear light of a source, float32; a photo's sRGB values are decoded, its tone curve stays in it.
 
     Raises:
@@ -88,3 +89,10 @@ def read_linear(source: Source, *, shorter_edge: int | None = None) -> LinearIma
     pixels = isp_color.decode(images.read(source.path, shorter_edge=shorter_edge))
     height, width = pixels.shape[1:]
     return LinearImage(pixels, RawMetadata(str(source.path), "photo", (height, width)))
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Source":
+        warnings.warn("attriqa_envs.raw.find.Source is now ImageFile", DeprecationWarning, stacklevel=2)
+        return ImageFile
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, Unpack, cast
 
 import gymnasium
 import numpy as np
@@ -19,7 +19,32 @@ from attriqa_envs.tuning.task import Mode, TuningTask
 
 Observation = dict[str, NDArray[Any]]
 
-_OPTIONS = {"image"}
+_OPTIONS = {"image"}  # of `reset`
+
+
+class EnvOptions(TypedDict, total=False):
+    """The arguments that `ISPTuningEnv` and its vector share; it says what they mean."""
+
+    scorer: Scorer | None
+    mode: Mode
+    parameters: Sequence[str] | None
+    horizon: int | None
+    step_size: float
+    score_weight: float
+    distance_weight: float
+    clipping_weight: float
+    random_start: float
+    observe_gradient: bool
+    side: int | None
+    cache: Path | str | None
+    device: torch.device | str | None
+
+
+def _make_core(images: Images, count: int, options: EnvOptions) -> ISPCore:
+    task: dict[str, Any] = {**options}
+    scorer = task.pop("scorer", None)
+    bank = load_bank(images, **{name: task.pop(name, None) for name in ("side", "cache", "device")})
+    return ISPCore(bank, scorer, count, TuningTask(**task))
 
 
 class ISPTuningEnv(gymnasium.Env[Observation, Any]):
@@ -124,26 +149,11 @@ class ISPTuningEnv(gymnasium.Env[Observation, Any]):
         self,
         images: Images,
         *,
-        scorer: Scorer | None = None,
-        mode: Mode = "params",
-        parameters: Sequence[str] | None = None,
-        horizon: int | None = None,
-        step_size: float = 0.4,
-        score_weight: float = 1.0,
-        distance_weight: float = 0.1,
-        clipping_weight: float = 0.1,
-        random_start: float = 0.0,
-        observe_gradient: bool = False,
-        side: int | None = None,
-        cache: Path | str | None = None,
-        device: torch.device | str | None = None,
         render_mode: str | None = None,
+        **options: Unpack[EnvOptions],
     ) -> None:
         self.render_mode = check_render_mode(render_mode)
-        chosen = None if parameters is None else tuple(parameters)
-        weights = (score_weight, distance_weight, clipping_weight)
-        task = TuningTask(mode, chosen, horizon, step_size, *weights, random_start, observe_gradient)
-        self.core = ISPCore(load_bank(images, side=side, cache=cache, device=device), scorer, 1, task)
+        self.core = _make_core(images, 1, options)
         self.observation_space = cast("spaces.Space[Observation]", self.core.observation_space)
         self.action_space = self.core.action_space
 
@@ -199,46 +209,29 @@ class ISPTuningVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         *,
         num_envs: int = 1,
         max_episode_steps: int | None = None,
-        scorer: Scorer | None = None,
-        mode: Mode = "params",
-        parameters: Sequence[str] | None = None,
-        horizon: int | None = None,
-        step_size: float = 0.4,
-        score_weight: float = 1.0,
-        distance_weight: float = 0.1,
-        clipping_weight: float = 0.1,
-        random_start: float = 0.0,
-        observe_gradient: bool = False,
-        side: int | None = None,
-        cache: Path | str | None = None,
-        device: torch.device | str | None = None,
         render_mode: str | None = None,
+        **options: Unpack[EnvOptions],
     ) -> None:
         if max_episode_steps is not None and max_episode_steps < 1:
             raise ValueError(f"max_episode_steps: expected at least 1; got {max_episode_steps}")
         self.render_mode = check_render_mode(render_mode)
-        chosen = None if parameters is None else tuple(parameters)
-        weights = (score_weight, distance_weight, clipping_weight)
-        task = TuningTask(mode, chosen, horizon, step_size, *weights, random_start, observe_gradient)
-        self.core = ISPCore(load_bank(images, side=side, cache=cache, device=device), scorer, num_envs, task)
+        self.core = _make_core(images, num_envs, options)
         self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
         self.single_observation_space, self.single_action_space = self.core.observation_space, self.core.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._all = np.arange(num_envs)
-        self._generators: list[np.random.Generator] | None = None
-        self._seeds: tuple[int, ...] = ()
+        self._random = [seeding.np_random() for _ in self._all]  # generators, and their seeds
 
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
         """One generator per environment, as `SyncVectorEnv` has it."""
-        return tuple(self._made_generators([None] * self.num_envs))
+        return tuple(generator for generator, _ in self._random)
 
     @property
     def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
         """Their seeds."""
-        self._made_generators([None] * self.num_envs)
-        return self._seeds
+        return tuple(seed for _, seed in self._random)
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -254,15 +247,15 @@ class ISPTuningVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         images = (options or {}).get("image")
         if images is not None and (np.ndim(images) != 1 or len(images) != self.num_envs):
             raise ValueError(f"options['image']: expected {self.num_envs} indices, one per environment; got {images!r}")
-        self.core.reset(self._all, self._made_generators(seeds), images)
+        pairs = zip(self._random, seeds, strict=True)
+        self._random = [old if seed is None else seeding.np_random(seed) for old, seed in pairs]
+        self.core.reset(self._all, self.np_random, images)
         return self.core.observe(self._all), _masked(self.core.facts(self._all), np.ones(self.num_envs, np.bool_))
 
     def step(self, actions: Any) -> tuple[Observation, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """Take one step of every episode, and begin those anew that end."""
         rewards, terminated, parts = self.core.step(actions)
-        truncated = np.zeros(self.num_envs, np.bool_)
-        if self.max_episode_steps is not None:
-            truncated = self.core.steps >= self.max_episode_steps
+        truncated = self.core.steps >= (self.max_episode_steps or np.inf)
         done = terminated | truncated
         facts = {**self.core.facts(self._all), **parts}
         infos = _masked(facts, ~done)
@@ -272,8 +265,7 @@ class ISPTuningVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
             final = np.full(self.num_envs, None, dtype=object)
             for place, row in enumerate(rows):
                 final[row] = {name: values[place].copy() for name, values in last.items()}
-            generators = self._made_generators([None] * self.num_envs)
-            self.core.reset(rows, [generators[row] for row in rows])
+            self.core.reset(rows, [self.np_random[row] for row in rows])
             infos = _merged(infos, _masked(self.core.facts(self._all), done))
             infos |= {"final_obs": final, "_final_obs": done.copy()}
             infos |= {"final_info": _masked(facts, done), "_final_info": done.copy()}
@@ -282,15 +274,6 @@ class ISPTuningVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:
         """The pictures as they are now, ``(H, W, 3)`` each; `None` where no render mode was given."""
         return None if self.render_mode is None else tuple(self.core.frames(self._all))
-
-    def _made_generators(self, seeds: Sequence[int | None]) -> list[np.random.Generator]:
-        """The generators, new where there is a seed or were none."""
-        made = None if self._generators is None else list(zip(self._generators, self._seeds, strict=True))
-        pairs = [
-            seeding.np_random(seed) if made is None or seed is not None else made[row] for row, seed in enumerate(seeds)
-        ]
-        self._generators, self._seeds = [pair[0] for pair in pairs], tuple(pair[1] for pair in pairs)
-        return self._generators
 
 
 _ONE = np.zeros(1, np.intp)

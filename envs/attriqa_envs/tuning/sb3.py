@@ -71,9 +71,7 @@ class ISPTuningSB3(VecEnv):
     def step_wait(self) -> VecEnvStepReturn:
         """Take one step of every episode, and begin those anew that end."""
         rewards, terminated, parts = self.core.step(self._actions)
-        truncated = np.zeros(self.num_envs, np.bool_)
-        if self.max_episode_steps is not None:
-            truncated = self.core.steps >= self.max_episode_steps
+        truncated = self.core.steps >= (self.max_episode_steps or np.inf)
         infos = rows_of({**self.core.facts(self._all), **parts})
         self._returns += rewards
         for info, cut in zip(infos, (truncated & ~terminated).tolist(), strict=True):

@@ -41,6 +41,7 @@ class TuningTask:
         if self.horizon is not None and (not isinstance(self.horizon, int) or self.horizon < 1):
             raise ValueError(f"horizon: expected an integer of at least 1; got {self.horizon!r}")
         if self.parameters is not None:
+            object.__setattr__(self, "parameters", tuple(self.parameters))  # of a list, as JSON has it
             unknown = sorted(set(self.parameters) - set(KEYS))
             if unknown or not self.parameters or len(set(self.parameters)) < len(self.parameters):
                 raise ValueError(f"parameters: expected different ones of {', '.join(KEYS)}; got {self.parameters}")

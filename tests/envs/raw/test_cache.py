@@ -15,7 +15,7 @@ from attriqa_envs.isp.color import encode
 from attriqa_envs.raw import LinearImage, decode
 from attriqa_envs.raw import cache as raw_cache
 from attriqa_envs.raw.cache import RenditionCache
-from attriqa_envs.raw.find import Source, find_images, read_linear
+from attriqa_envs.raw.find import ImageFile, find_images, read_linear
 from tests.support.dng_files import mosaic_of, smooth_scene, write_dng, write_mosaic
 
 
@@ -36,7 +36,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that were decoded, as they are decoded."""
     seen: list[Path] = []
 
-    def counted(source: Source, *, shorter_edge: int | None = None) -> LinearImage:
+    def counted(source: ImageFile, *, shorter_edge: int | None = None) -> LinearImage:
         seen.append(source.path)
         return read_linear(source, shorter_edge=shorter_edge)
 
@@ -52,11 +52,11 @@ def test_a_folder_of_raws_photos_and_mosaics(tmp_path: Path, dng: Path) -> None:
     (root / "firmware.bin").write_bytes(b"no mosaic")
     (root / ".hidden.dng").touch()
     (root / "link").symlink_to(root, target_is_directory=True)
-    raws = [Source(dng, "raw"), Source(mosaic, "mosaic"), Source(binary, "mosaic")]
+    raws = [ImageFile(dng, "raw"), ImageFile(mosaic, "mosaic"), ImageFile(binary, "mosaic")]
     assert find_images(root) == find_images(root, kind="raw") == raws
-    assert find_images(root, kind="photo") == [Source(photo, "photo")]
-    assert find_images(photo.parent / "p.png") == [Source(photo, "photo")]
-    assert find_images(dng) == [Source(dng, "raw")]
+    assert find_images(root, kind="photo") == [ImageFile(photo, "photo")]
+    assert find_images(photo.parent / "p.png") == [ImageFile(photo, "photo")]
+    assert find_images(dng) == [ImageFile(dng, "raw")]
     write_photo(tmp_path / "photos" / "b.jpg")
     assert [source.path.name for source in find_images(tmp_path / "photos")] == ["b.jpg"]
 
@@ -86,16 +86,16 @@ def test_every_kind_of_source_can_be_rendered(tmp_path: Path, dng: Path) -> None
 
 def test_a_photos_linear_light_encodes_to_the_photo(tmp_path: Path) -> None:
     path = write_photo(tmp_path / "p.png")
-    linear = read_linear(Source(path, "photo"))
+    linear = read_linear(ImageFile(path, "photo"))
     torch.testing.assert_close(encode(linear.pixels), images.read(path), atol=1e-6, rtol=0)
-    half = RenditionCache(None, 48).read(Source(path, "photo"))
+    half = RenditionCache(None, 48).read(ImageFile(path, "photo"))
     assert float((encode(half.pixels.float()) - images.read(path)).abs().max()) < 0.5 / 255
     assert half.metadata.kind == "photo"
     assert half.metadata.size == (48, 72)
 
 
 def test_a_file_is_decoded_once(tmp_path: Path, dng: Path, reads: list[Path]) -> None:
-    cache, source = RenditionCache(tmp_path / "cache", 32), Source(dng, "raw")
+    cache, source = RenditionCache(tmp_path / "cache", 32), ImageFile(dng, "raw")
     first, second = cache.read(source), RenditionCache(tmp_path / "cache", 32).read(source)
     assert reads == [dng]
     assert torch.equal(first.pixels, second.pixels)
@@ -105,12 +105,12 @@ def test_a_file_is_decoded_once(tmp_path: Path, dng: Path, reads: list[Path]) ->
     RenditionCache(tmp_path / "cache", 40).read(source)
     assert len(reads) == 2, "another size is another rendition"
     moved = dng.rename(dng.parent / "moved.dng")
-    assert cache.read(Source(moved, "raw")).metadata.path == str(moved)
+    assert cache.read(ImageFile(moved, "raw")).metadata.path == str(moved)
     assert len(reads) == 2, "a file keeps its rendition where it moves"
 
 
 def test_a_changed_file_is_decoded_again(tmp_path: Path, dng: Path, reads: list[Path]) -> None:
-    cache, source = RenditionCache(tmp_path / "cache", 32), Source(dng, "raw")
+    cache, source = RenditionCache(tmp_path / "cache", 32), ImageFile(dng, "raw")
     before, times = cache.read(source), dng.stat()
     write_dng(dng, mosaic_of(smooth_scene(80, 120, seed=5)))
     os.utime(dng, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a copying tool does
@@ -123,7 +123,7 @@ def test_a_changed_file_is_decoded_again(tmp_path: Path, dng: Path, reads: list[
 
 def test_a_changed_json_of_a_mosaic_counts_as_a_changed_file(tmp_path: Path, reads: list[Path]) -> None:
     cache, mosaic = RenditionCache(tmp_path / "cache", 32), mosaic_of(smooth_scene(80, 120))
-    source = Source(write_mosaic(tmp_path / "m.raw", mosaic), "mosaic")
+    source = ImageFile(write_mosaic(tmp_path / "m.raw", mosaic), "mosaic")
     before, times = cache.read(source), source.path.stat()
     write_mosaic(source.path, mosaic, gains=[1.5, 1.0, 1.5])
     os.utime(source.path, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -131,7 +131,7 @@ def test_a_changed_json_of_a_mosaic_counts_as_a_changed_file(tmp_path: Path, rea
 
 
 def test_a_change_of_the_code_invalidates(tmp_path: Path, dng: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache, source = RenditionCache(tmp_path / "cache", 32), Source(dng, "raw")
+    cache, source = RenditionCache(tmp_path / "cache", 32), ImageFile(dng, "raw")
     before = cache.entry(source)
     monkeypatch.setattr(raw_cache, "_code_version", lambda kind: "another")
     assert cache.entry(source) != before
@@ -139,7 +139,7 @@ def test_a_change_of_the_code_invalidates(tmp_path: Path, dng: Path, monkeypatch
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "noise"])
 def test_a_damaged_entry_is_made_again(tmp_path: Path, dng: Path, reads: list[Path], damage: str) -> None:
-    cache, source = RenditionCache(tmp_path / "cache", 32), Source(dng, "raw")
+    cache, source = RenditionCache(tmp_path / "cache", 32), ImageFile(dng, "raw")
     whole = cache.read(source)
     entry = cache.entry(source)
     data = bytearray(entry.read_bytes())
@@ -157,7 +157,7 @@ def test_a_damaged_entry_is_made_again(tmp_path: Path, dng: Path, reads: list[Pa
 def test_a_killed_run_leaves_nothing_that_is_read(
     tmp_path: Path, dng: Path, reads: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache, source = RenditionCache(tmp_path / "cache", 32), Source(dng, "raw")
+    cache, source = RenditionCache(tmp_path / "cache", 32), ImageFile(dng, "raw")
 
     def dies(tensors: object, path: Path, metadata: object) -> None:
         path.write_bytes(b"half of it")
@@ -193,7 +193,7 @@ def test_wrong_arguments(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="shorter_edge: expected an integer of at least 32"):
         RenditionCache(tmp_path, 16)
     with pytest.raises(ImageError, match="No such file"):
-        RenditionCache(tmp_path, 32).read(Source(tmp_path / "none.dng", "raw"))
+        RenditionCache(tmp_path, 32).read(ImageFile(tmp_path / "none.dng", "raw"))
     with pytest.raises(ValueError, match="kind: expected any, raw or photo"):
         find_images(tmp_path, kind="video")  # type: ignore[arg-type]
 

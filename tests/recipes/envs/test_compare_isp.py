@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from attriqa.evaluation.preferences.votes import COLUMNS, read_votes
 from attriqa.judges import signal as signal_measures
 from attriqa.models.assessment import Assessment
 from attriqa_envs.evaluation import records as method_table
-from attriqa_envs.evaluation.records import Records, summarize, table_text, tell
+from attriqa_envs.evaluation.records import Records, measure, summarize, table_text
 from attriqa_envs.evaluation.recovery import PERTURBATIONS, perturb
 from attriqa_envs.isp import KEYS, render
 from attriqa_envs.raw.cache import RenditionCache
 from attriqa_envs.raw.find import find_images
-from attriqa_envs.raw.image_sets import load_group, seeds_of
+from attriqa_envs.raw.image_sets import ImageGroup, read_group, read_unseen, seeds_of
 from attriqa_envs.tuning import TuningTask
 from tests.support import small_net
 from tests.support.compare_helpers import load_recipe, write_photos, write_policy
@@ -43,7 +44,7 @@ def test_clipped_and_oversaturated_pixels_are_counted() -> None:
     picture[0, :, 4:12, :] = torch.tensor([0.9, 0.003, 0.4])[:, None, None]  # a fifth is at the gamut's border
     picture[0, :, 12:16, :] = torch.tensor([0.1, 0.003, 0.1])[:, None, None]  # a tenth is dark
     picture[0, 0, 16:20, :] = 0.9999  # of another tenth, red alone is clipped
-    (told,) = tell(picture, moments, {})
+    (told,) = measure(picture, moments, {})
     assert (told["clipped"], told["oversaturated"]) == (pytest.approx(0.2), pytest.approx(0.2))
     assert told["score"] == pytest.approx(float(picture.mean()))
     assert next(iter(told["attributes"].values())) == pytest.approx(float(picture.mean()))
@@ -52,15 +53,15 @@ def test_clipped_and_oversaturated_pixels_are_counted() -> None:
 def test_pictures_are_judged_one_by_one_as_in_batches() -> None:
     pictures = torch.rand(21, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     judges = {"sharpness": signal_measures.sharpness}
-    together = tell(pictures, moments, judges)
+    together = measure(pictures, moments, judges)
     for row in (0, 16, 20):
-        (alone,) = tell(pictures[row : row + 1], moments, judges)
+        (alone,) = measure(pictures[row : row + 1], moments, judges)
         assert together[row] == {
             name: pytest.approx(value, abs=1e-6) if isinstance(value, float) else pytest.approx(value, abs=1e-5)
             for name, value in alone.items()
         }
     with pytest.raises(ValueError, match="judge broken: expected 16 finite values"):
-        tell(pictures, moments, {"broken": lambda some: some.mean((1, 2, 3)) / 0})
+        measure(pictures, moments, {"broken": lambda some: some.mean((1, 2, 3)) / 0})
 
 
 def record(
@@ -146,34 +147,37 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
 def test_images_are_unseen_ones_and_the_same_in_any_company(tmp_path: Path) -> None:
     root = write_photos(tmp_path / "photos", 6)
     (root / "photo_5.png").write_bytes(b"no picture")
-    sources, cache = find_images(root, kind="photo"), RenditionCache(None, 48)
-    every = load_group(sources, cache, root=root, most=9, seed=0, unprocessed=True)
+    cache, trained = RenditionCache(None, 48), {"photo_0.png", "photo_2.png"}
+
+    def read(part: slice = slice(None), *, most: int = 9, seed: int = 0, trained: Collection[str] = ()) -> ImageGroup:
+        files = find_images(root, kind="photo")[part]
+        return read_unseen(files, cache, root=root, trained=trained, most=most, seed=seed).unprocessed_by_file(seed)
+
+    every = read()
     assert every.files == tuple(f"photo_{n}.png" for n in range(5))
-    assert len(every.left_out) == 1
-    assert "photo_5.png" in every.left_out[0]
-    trained = {"photo_0.png", "photo_2.png"}
-    few = load_group(sources, cache, root=root, trained=trained, most=2, seed=3, unprocessed=True)
+    (reason,) = every.left_out
+    assert "photo_5.png" in reason
+    few = read(most=2, seed=3, trained=trained)
     assert len(few.files) <= 2
     assert not trained & set(few.files)
     assert few.left_out[0] == "2 files that the policy was trained on"
-    other = load_group(sources[1:4], cache, root=root, most=9, seed=0, unprocessed=True)
+    other = read(slice(1, 4))
     for file, picture in zip(other.files, other.linear, strict=True):
         assert torch.equal(picture, every.linear[every.files.index(file)])
     assert len(set(seeds_of(0, every.files))) == 5
-    seeded = load_group(sources[:3], cache, root=root, most=9, seed=1, unprocessed=True)
-    assert not torch.equal(seeded.linear, every.linear[:3])
+    assert not torch.equal(read(slice(3), seed=1).linear, every.linear[:3])
     with pytest.raises(ValueError, match="expected some that the policy was not trained on; got none of 1"):
-        load_group(sources[:1], cache, root=root, trained=trained, most=2, seed=0, unprocessed=True)
+        read(slice(1), trained=trained)
 
 
 def test_perturbed_groups_know_their_originals(tmp_path: Path) -> None:
     root = write_photos(tmp_path / "photos", 2)
     cache = RenditionCache(None, 48)
-    group = load_group(find_images(root), cache, root=root, most=9, seed=0, unprocessed=False)
+    group = read_group(find_images(root), cache, root=root)
     dark = perturb(group, [p for p in PERTURBATIONS if p.name == "dark"], 0)[0]
-    assert dark.known is not None
+    assert dark.originals is not None
     undone = render(dark.linear.float(), params(2, exposure=2))
-    assert float((undone - dark.known).abs().max()) < 0.01
+    assert float((undone - dark.originals).abs().max()) < 0.01
 
 
 # The recipe.
@@ -241,7 +245,7 @@ def test_pictures_of_the_table_are_what_their_params_render(done: tuple[Path, li
     records = Records(done[0])
     shown = {name: records.picture(name, "photo_1.png") for name in ("default", "adam", "policy")}
     assert float((shown["default"] - shown["policy"]).abs().mean()) > 2 / 255
-    (told,) = tell(shown["adam"][None], moments, {"contrast": signal_measures.contrast})
+    (told,) = measure(shown["adam"][None], moments, {"contrast": signal_measures.contrast})
     kept = records.read("adam", "photo_1.png")["told"]["judges"]["contrast"]
     assert told["judges"]["contrast"] == pytest.approx(kept, abs=0.01)
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from attriqa_envs.agents.policy import load_policy
 from attriqa_envs.raw.cache import RenditionCache
 from attriqa_envs.raw.find import find_images
-from attriqa_envs.raw.image_sets import read_pictures, split_pictures
+from attriqa_envs.raw.image_sets import read_group
 from tests.support import small_net
 from tests.support.trees import fivek as fivek_tree
 
@@ -48,32 +48,32 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_split_is_by_file_and_a_bad_file_is_left_out(tmp_path: Path) -> None:
     root = write_photos(tmp_path / "photos", 10)
     (root / "photo_3.png").write_bytes(b"no picture")
-    sources, cache = find_images(root, kind="photo"), RenditionCache(None, 48)
-    first = split_pictures(sources, cache, root=root, test_share=0.3, seed=0)
-    assert (len(first.train), len(first.test)) == (6, 3)
-    assert sorted((*first.train_files, *first.test_files)) == [f"photo_{n}.png" for n in range(10) if n != 3]
-    assert len(first.unreadable) == 1
-    assert "photo_3.png" in first.unreadable[0]
-    again = split_pictures(sources, cache, root=root, test_share=0.3, seed=0)
-    other = split_pictures(sources, cache, root=root, test_share=0.3, seed=1)
-    assert first.test_files == again.test_files != other.test_files
-    few = first.sample_test(2, seed=0)
-    for row, name in enumerate(few.test_files):  # pictures and names stay together
-        assert torch.equal(few.test[row], first.test[first.test_files.index(name)])
+    group = read_group(find_images(root, kind="photo"), RenditionCache(None, 48), root=root)
+    assert group.files == tuple(f"photo_{n}.png" for n in range(10) if n != 3)
+    (reason,) = group.left_out
+    assert "photo_3.png" in reason
+    train, test = group.split(0.3, seed=0)
+    assert (len(train.linear), len(test.linear)) == (6, 3)
+    assert sorted((*train.files, *test.files)) == list(group.files)
+    assert (*train.left_out, *test.left_out) == group.left_out
+    assert test.files == group.split(0.3, seed=0)[1].files != group.split(0.3, seed=1)[1].files
+    few = test.drawn(2, seed=0)
+    for name, picture in zip(few.files, few.linear, strict=True):  # pictures and names stay together
+        assert torch.equal(picture, group.linear[group.files.index(name)])
 
 
 def test_photos_become_raws_by_their_seed(tmp_path: Path) -> None:
-    root = write_photos(tmp_path / "photos", 5)
-    sources, cache = find_images(root, kind="photo"), RenditionCache(None, 48)
-    pictures = read_pictures(sources[:3], sources[3:], cache, root=root)
-    first, again, other = (pictures.unprocessed(2, seed) for seed in (0, 0, 1))
-    assert first.train.shape == (6, 3, 48, 48)
-    assert first.test.shape == (2, 3, 48, 48)
-    assert first.train.dtype == torch.float16
-    assert torch.equal(first.train, again.train)
-    assert torch.equal(first.test, again.test)
-    for a, b in ((first.train, other.train), (first.test, other.test), (first.train[:3], first.train[3:])):
-        assert not torch.equal(a, b)
+    root = write_photos(tmp_path / "photos", 3)
+    group = read_group(find_images(root, kind="photo"), RenditionCache(None, 48), root=root)
+    first, again, other, single = (
+        group.unprocessed(key, n).linear for key, n in (([0], 2), ([0], 2), ([1], 2), ([0], 1))
+    )
+    assert first.shape == (6, 3, 48, 48)
+    assert first.dtype == torch.float16
+    assert torch.equal(first, again)
+    assert torch.equal(first[:3], single)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first[:3], first[3:])
 
 
 # What is refused.

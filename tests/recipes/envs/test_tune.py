@@ -19,7 +19,7 @@ from attriqa_envs.export import load_params
 from attriqa_envs.export.full_size import render_levels, write_picture
 from attriqa_envs.isp import render
 from attriqa_envs.raw import decode
-from attriqa_envs.raw.find import Source, find_images
+from attriqa_envs.raw.find import ImageFile, find_images
 from tests.support import dng_files, small_net
 from tests.support.compare_helpers import load_recipe, write_photos, write_policy
 from tests.support.isp_pictures import picture, random_params
@@ -156,8 +156,8 @@ def test_names_clash_nowhere(recipe: Any, tmp_path: Path) -> None:
         (tmp_path / name).touch()
     names = recipe.names_of(find_images(tmp_path), tmp_path)
     assert sorted(names.values()) == ["a.jpg", "a.png", "b", "sub/a"]
-    assert recipe.names_of([Source(tmp_path / "b.png", "photo")], tmp_path / "b.png") == {
-        Source(tmp_path / "b.png", "photo"): "b"
+    assert recipe.names_of([ImageFile(tmp_path / "b.png", "photo")], tmp_path / "b.png") == {
+        ImageFile(tmp_path / "b.png", "photo"): "b"
     }
 
 
