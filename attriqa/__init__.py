@@ -8,15 +8,14 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from attriqa.prompts import ATTRIBUTES
+from attriqa import moved
+from attriqa.attributes import ATTRIBUTES
 
 if TYPE_CHECKING:
-    from attriqa.adapters import as_reward, best_of_n
-    from attriqa.assessment import Assessment
-    from attriqa.guard import Guard
     from attriqa.images import ImageError
     from attriqa.models import load
-    from attriqa.reward import QualityReward
+    from attriqa.models.assessment import Assessment
+    from attriqa.reward import Guard, QualityReward, as_reward, best_of_n
 
 __version__ = "0.1.0"
 __all__ = [
@@ -33,14 +32,16 @@ __all__ = [
 
 # Resolved on first use, so that `attriqa --help` does not wait for torch.
 _LAZY = {
-    "Assessment": "attriqa.assessment",
-    "Guard": "attriqa.guard",
+    "Assessment": "attriqa.models.assessment",
+    "Guard": "attriqa.reward",
     "ImageError": "attriqa.images",
     "QualityReward": "attriqa.reward",
-    "as_reward": "attriqa.adapters",
-    "best_of_n": "attriqa.adapters",
+    "as_reward": "attriqa.reward",
+    "best_of_n": "attriqa.reward",
     "load": "attriqa.models",
 }
+
+moved.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -37,21 +37,24 @@ from torch import Tensor
 from tqdm import tqdm
 
 from attriqa import QualityReward
-from attriqa.ab_page import ABPair, write_ab_page
+from attriqa.config import claim_folder, opt, required, run_command
+from attriqa.files import as_dict, atomic_path, write_json
 from attriqa.images import ImageError
-from attriqa.recipe import as_dict, atomic_path, claim_folder, opt, parse_config, required, write_json
-from attriqa_envs import load_policy, recovery
-from attriqa_envs.compare_images import Group, expert_square, load_group, perturb, seeds_of
-from attriqa_envs.compare_page import Item, Version, write_compare_page
-from attriqa_envs.evaluation import REWARDS, Judge, make_judge, make_reward
+from attriqa.pages.ab import ABPair, write_ab_page
+from attriqa_envs import load_policy
+from attriqa_envs.agents.policy import FILE, Policy
+from attriqa_envs.agents.search import Found, Method, Objective, adam, blind, search
+from attriqa_envs.evaluation import REWARDS, Judge, make_judge, make_reward, recovery
+from attriqa_envs.evaluation.page import Item, Version, write_compare_page
+from attriqa_envs.evaluation.records import DEFAULT, EXPERT, Record, Records, facts_of, summarize, table_text, tell
+from attriqa_envs.evaluation.recovery import perturb
 from attriqa_envs.fivek import FiveK
-from attriqa_envs.isp import render
-from attriqa_envs.method_table import DEFAULT, EXPERT, Record, Records, facts_of, summarize, table_text, tell
-from attriqa_envs.parameters import KEYS, table_hash
-from attriqa_envs.policy import FILE, Policy
-from attriqa_envs.raw_cache import RenditionCache, find_images
-from attriqa_envs.search import Found, Method, Objective, adam, blind, search
-from attriqa_envs.tuning_state import TuningTask
+from attriqa_envs.fivek.expert import expert_square
+from attriqa_envs.isp import KEYS, render, table_hash
+from attriqa_envs.raw.cache import RenditionCache
+from attriqa_envs.raw.find import find_images
+from attriqa_envs.raw.image_sets import Group, load_group, seeds_of
+from attriqa_envs.tuning import TuningTask
 
 CEILING, ORIGINAL = "ceiling", "original"
 SHOWN = (ORIGINAL, DEFAULT, "policy", "adam", EXPERT, CEILING, "cmaes", "random")  # the order of the page
@@ -111,7 +114,7 @@ class Config:
 class Ab:
     """Make a page on which people say, blind, which of two renderings is better."""
 
-    run: Path = required("folder of a comparison; may be given without the flag")
+    run: Path = required("folder of a comparison", bare=True)
     a: str = opt("policy", "whose renderings: a method of the comparison, default or expert")
     b: str = opt("default", "against whose")
     out: Path = opt(Path("runs/compare_isp_ab"), "where page.html, pairs.csv and metrics.json go")
@@ -123,16 +126,7 @@ class Ab:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Compare, or make the page of a comparison's pictures."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    name, rest = (words[0], words[1:]) if words else ("", [])
-    bare = bool(rest) and not rest[0].startswith("-")
-    try:
-        if name == "ab":
-            write_pack(parse_config(Ab, ["--run", *rest] if bare else rest, Ab.__doc__))
-        else:
-            compare(parse_config(Config, words, __doc__))
-    except (OSError, ValueError) as error:
-        raise SystemExit(str(error)) from error
+    run_command({"": compare, "ab": write_pack}, argv, __doc__)
 
 
 # What is compared.

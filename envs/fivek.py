@@ -8,11 +8,8 @@ where there is a fault. OUT/examined.json keeps what was found in each photo, wi
 read again only when these change: a killed run goes on with the same command, one after a repair reads what is new.
 """
 
-import hashlib
-import inspect
 import json
 import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -21,21 +18,20 @@ from typing import Any
 
 from tqdm import tqdm
 
-import attriqa_envs.fivek_doctor
-from attriqa.recipe import opt, parse_config, required, write_json
+from attriqa.config import opt, required, run_command
+from attriqa.files import write_json
 from attriqa_envs.fivek import COUNT, EXPERTS, FiveK, Photo, read_split
-from attriqa_envs.fivek_doctor import Finding, count, examine_photo, examine_tree
+from attriqa_envs.fivek.doctor import VERSION, Finding, count, examine_photo, examine_tree
 
-USAGE = "usage: python envs/fivek.py doctor ROOT [--help] [--experts c ...] [--splits FILE ...] [--out DIR] ..."
 SHOWN = 40  # findings that are printed
 SAVED_EVERY = 50  # photos
 
 
 @dataclass(frozen=True)
 class Config:
-    """What is examined."""
+    """Examine a copy of MIT-Adobe FiveK; the exit status is 1 where there is a fault."""
 
-    root: Path = required("the folder that holds raw_photos; given as ROOT")
+    root: Path = required("the folder that holds raw_photos", bare=True)
     experts: tuple[str, ...] = opt(
         (), "letters of experts whose renderings are needed; without it, those with a folder"
     )
@@ -53,17 +49,14 @@ class Config:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    run_command({"doctor": doctor}, argv, __doc__)
+
+
+def doctor(config: Config) -> None:
     """Examine and report."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] != ["doctor"] or len(words) < 2:
-        raise SystemExit(f"{__doc__}\n{USAGE}")
-    rest = words[1:] if words[1].startswith("-") else ["--root", *words[1:]]
-    config = parse_config(Config, rest, __doc__)
-    try:
-        fivek = FiveK(config.root)
-        numbers = sorted({number for path in config.splits for number in read_split(path)}) or range(1, COUNT + 1)
-    except (OSError, ValueError) as error:
-        raise SystemExit(str(error)) from error
+    fivek = FiveK(config.root)
+    numbers = sorted({number for path in config.splits for number in read_split(path)}) or range(1, COUNT + 1)
     experts = config.experts or tuple(e for e in EXPERTS if any(e in photo.experts for photo in fivek.photos))
     photos = fivek.select(numbers)
     if config.smoke:
@@ -75,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def examine(config: Config, fivek: FiveK, photos: Sequence[Photo], experts: Sequence[str]) -> list[Finding]:
     """Read each photo that was not read before, or that changed since."""
     path = config.out / "examined.json"
-    version = hashlib.sha256(inspect.getsource(attriqa_envs.fivek_doctor).encode()).hexdigest()
+    version = f"doctor {VERSION}"
     known = load(path, version)
     todo = [photo for photo in photos if known.get(photo.name, {}).get("files") != files_of(photo, experts)]
     pool = ThreadPoolExecutor(config.threads or min(8, os.cpu_count() or 1))

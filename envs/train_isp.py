@@ -21,7 +21,7 @@ score of an image depends by 1e-7 on the batch that it is scored in, an observed
 SIGINT and SIGTERM save and exit with status 130: PPO at once, from the beginning of its rollout or after its update;
 the others after the steps until their next update. A second signal does not wait, and costs what was not yet saved.
 
-Writes OUT/policy (attriqa_envs.policy.load_policy reads it), OUT/metrics.json, OUT/learning_curve.png, and
+Writes OUT/policy (attriqa_envs.agents.policy.load_policy reads it), OUT/metrics.json, OUT/learning_curve.png, and
 OUT/tensorboard where TensorBoard is installed.
 """
 
@@ -47,21 +47,23 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from tqdm import tqdm
 
 from attriqa import QualityReward
-from attriqa.recipe import as_dict, claim_folder, opt, parse_config, write_json
-from attriqa.training_state import StateError
-from attriqa_envs.alarm import Look, find_alarms
-from attriqa_envs.core import ISPCore
+from attriqa.config import claim_folder, opt, parse_config
+from attriqa.files import as_dict, write_json
+from attriqa.training.state import StateError
+from attriqa_envs.agents.checkpoints import load_run, save_run, standing_of
+from attriqa_envs.agents.guided_ppo import GuidedPPO
+from attriqa_envs.agents.policy import Algorithm, policy_options, save_policy
 from attriqa_envs.evaluation import REWARDS, Evaluator, make_judge, make_reward
+from attriqa_envs.evaluation.alarm import Look, find_alarms
+from attriqa_envs.evaluation.curve import draw_curve, entry_of, line_of
 from attriqa_envs.fivek import FiveK, read_splits
-from attriqa_envs.guided_ppo import GuidedPPO
-from attriqa_envs.learning_curve import draw_curve, entry_of, line_of
-from attriqa_envs.parameters import table_hash
-from attriqa_envs.policy import Algorithm, policy_options, save_policy
-from attriqa_envs.raw_cache import RenditionCache, Source, find_images
-from attriqa_envs.rl_state import load_run, save_run, standing_of
-from attriqa_envs.sb3 import ISPTuningSB3
-from attriqa_envs.tuning_images import Pictures, read_pictures, split_pictures
-from attriqa_envs.tuning_state import TuningTask
+from attriqa_envs.isp import table_hash
+from attriqa_envs.raw.cache import RenditionCache
+from attriqa_envs.raw.find import Source, find_images
+from attriqa_envs.raw.image_sets import Pictures, read_pictures, split_pictures
+from attriqa_envs.tuning import TuningTask
+from attriqa_envs.tuning.core import ISPCore
+from attriqa_envs.tuning.sb3 import ISPTuningSB3
 
 INTERRUPTED = 130
 

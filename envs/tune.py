@@ -34,30 +34,31 @@ from torch import Tensor
 from tqdm import tqdm
 
 from attriqa import QualityReward
+from attriqa.config import claim_folder, opt, required, run_command
+from attriqa.files import as_dict, write_json
 from attriqa.images import MIN_SIDE, ImageError
-from attriqa.recipe import as_dict, claim_folder, opt, parse_config, required, write_json
 from attriqa_envs import load_policy
-from attriqa_envs.compare_images import seeds_of
+from attriqa_envs.agents.policy import FILE, Policy
+from attriqa_envs.agents.search import Method, search
 from attriqa_envs.evaluation import REWARDS, make_reward
+from attriqa_envs.evaluation.records import tell
 from attriqa_envs.export import save_params
-from attriqa_envs.full_size import render_levels, write_picture
-from attriqa_envs.image_bank import load_bank
-from attriqa_envs.isp import render
-from attriqa_envs.method_table import tell
-from attriqa_envs.parameters import table_hash
-from attriqa_envs.policy import FILE, Policy
+from attriqa_envs.export.full_size import render_levels, write_picture
+from attriqa_envs.export.xmp import camera_of, render_error, to_camera_raw, write_xmp
+from attriqa_envs.isp import render, table_hash
 from attriqa_envs.raw import LinearImage
-from attriqa_envs.raw_cache import RenditionCache, Source, find_images
-from attriqa_envs.search import Method, search
-from attriqa_envs.tuning_state import TuningTask
-from attriqa_envs.xmp import camera_of, render_error, to_camera_raw, write_xmp
+from attriqa_envs.raw.bank import load_bank
+from attriqa_envs.raw.cache import RenditionCache
+from attriqa_envs.raw.find import Source, find_images
+from attriqa_envs.raw.image_sets import seeds_of
+from attriqa_envs.tuning import TuningTask
 
 
 @dataclass(frozen=True)
 class Config:
     """What is tuned, and how."""
 
-    images: Path = required("folder of raw files or photos, or one file; may be given without the flag")
+    images: Path = required("folder of raw files or photos, or one file", bare=True)
     policy: Path | None = opt(None, "folder of a trained policy; its task and size of pictures are used")
     method: Literal["policy", "adam", "cmaes", "random"] | None = opt(None, "policy where one is given, or else adam")
     renders: int = opt(60, "adam, cmaes, random: budget per picture")
@@ -100,17 +101,7 @@ class Config:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Tune every file that is not tuned yet."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    bare = bool(words) and not words[0].startswith("-")
-    config = parse_config(Config, ["--images", *words] if bare else words, __doc__)
-    if config.smoke:
-        config = replace(config, side=64, renders=3)
-    try:
-        failures = run(config)
-    except (OSError, ValueError) as error:
-        raise SystemExit(str(error)) from error
-    if failures:
-        raise SystemExit(f"{len(failures)} files were left out:\n" + "\n".join(f"  {line}" for line in failures))
+    run_command({"": tune}, argv, __doc__)
 
 
 class Setup(NamedTuple):
@@ -136,8 +127,10 @@ def set_up(config: Config) -> Setup:
     return Setup(task if policy is None else policy.task, cache, reward, policy)
 
 
-def run(config: Config) -> list[str]:
-    """Tune what is not tuned yet; the files that cannot be read, each with the reason."""
+def tune(config: Config) -> None:
+    """Tune what is not tuned yet; status 1 where files cannot be read, each with the reason."""
+    if config.smoke:
+        config = replace(config, side=64, renders=3)
     sources = find_images(config.images)
     names = names_of(sources, config.images)
     if config.smoke:
@@ -156,7 +149,8 @@ def run(config: Config) -> list[str]:
             bar.update(len(part))
     write_rows(config, setup, kept, failures)
     report(config, [kept[name] for name in names.values() if name in kept])
-    return failures
+    if failures:
+        raise SystemExit(f"{len(failures)} files were left out:\n" + "\n".join(f"  {line}" for line in failures))
 
 
 def names_of(sources: Sequence[Source], root: Path) -> dict[Source, str]:

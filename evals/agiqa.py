@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import attriqa
-from attriqa import metrics
+from attriqa.config import opt, parse_config, required
+from attriqa.evaluation import metrics
+from attriqa.evaluation.preferences.files import is_blank
+from attriqa.files import as_dict, atomic_path, write_json
 from attriqa.images import ImageError
-from attriqa.pair_files import is_blank
-from attriqa.recipe import as_dict, atomic_path, opt, parse_config, required, write_json
 
 HEADER = ["name", "prompt", "adj1", "adj2", "style", "mos_quality", "std_quality", "mos_align", "std_align"]
 GENERATORS = {  # every setting, as image names begin; in the plot, a hue for each generator and shades for its settings

@@ -31,7 +31,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from attriqa import QualityReward
-from attriqa.attacks import (
+from attriqa.config import claim_folder, opt, parse_config, required
+from attriqa.data.ramps import find_photos
+from attriqa.evaluation.attacks import (
     Scorer,
     fgsm,
     middle_squares,
@@ -41,11 +43,10 @@ from attriqa.attacks import (
     summarise_gains,
     to_8_bits,
 )
-from attriqa.guard import Guard
+from attriqa.files import atomic_path, write_json
 from attriqa.judges import NAMES, load_judge
-from attriqa.photos import find_photos
-from attriqa.recipe import atomic_path, claim_folder, opt, parse_config, required, write_json
-from attriqa.views import View
+from attriqa.models.views import View
+from attriqa.reward import Guard
 
 Method = Literal["random", "fgsm", "pgd"]
 METHODS: tuple[Method, ...] = get_args(Method)

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from attriqa import ATTRIBUTES, QualityReward
-from attriqa.protocols import DepartureRow, follow_departures, follow_ramps
-from attriqa.recipe import opt, parse_config, required, write_json
+from attriqa.config import opt, parse_config, required
+from attriqa.evaluation.probes import DepartureRow, follow_departures, follow_ramps
+from attriqa.files import write_json
 
 
 @dataclass(frozen=True)

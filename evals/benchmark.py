@@ -29,12 +29,16 @@ from typing import Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
-from attriqa import metrics, published, studies
-from attriqa.datasets import READERS, Dataset, read_dataset
-from attriqa.protocols import check_leak, median_of_folds, official_fold
-from attriqa.recipe import as_dict, atomic_path, claim_folder, opt, parse_config, required, write_json
-from attriqa.recipe_runs import RunError, execute, locked, words_of
-from attriqa.studies import Study, StudyName
+from attriqa.config import claim_folder, opt, parse_config, required
+from attriqa.data.datasets import READERS, Dataset, read_dataset
+from attriqa.data.leaks import check_leak
+from attriqa.data.splits import official_fold
+from attriqa.evaluation import metrics
+from attriqa.evaluation.bootstrap import median_of_folds
+from attriqa.evaluation.papers import published, studies
+from attriqa.evaluation.papers.runs import RunError, execute, locked, words_of
+from attriqa.evaluation.papers.studies import Study, StudyName
+from attriqa.files import as_dict, atomic_path, write_json
 
 Folds = Sequence[dict[str, Any]]  # each as fine-tuning writes it
 Experiment = Literal["in-domain", "cross", "data-efficient", "linear-probe", StudyName]

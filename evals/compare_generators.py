@@ -31,15 +31,16 @@ from tqdm import tqdm
 
 import attriqa
 from attriqa import images
-from attriqa.assessment import Assessment
-from attriqa.comparison import Generator
-from attriqa.comparison_page import write_comparison_page
-from attriqa.comparison_report import compare, comparison_text
-from attriqa.datasets import read_agiqa
-from attriqa.image_prompts import match_images, prompts_by_name, read_image_prompts
-from attriqa.pictures import are_blank
-from attriqa.recipe import as_dict, opt, parse_config, write_json
-from attriqa.tables import ScoreRow, ScoreTable, path_text
+from attriqa.config import opt, parse_config
+from attriqa.data.datasets import read_agiqa
+from attriqa.evaluation.preferences.files import match_images, prompts_by_name, read_image_prompts
+from attriqa.evaluation.preferences.generator_report import compare, comparison_text
+from attriqa.evaluation.preferences.generators import Generator
+from attriqa.evaluation.score_table import ScoreRow, ScoreTable, path_text
+from attriqa.files import as_dict, write_json
+from attriqa.images.forms import are_blank
+from attriqa.models.assessment import Assessment
+from attriqa.pages.comparison import write_comparison_page
 
 BLACK = "all black, as safety checkers leave an image"
 SMOKE = 8

@@ -25,13 +25,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from attriqa import QualityReward
-from attriqa.assessment import Assessment
-from attriqa.datasets import read_dataset
-from attriqa.distorted_crops import DistortedCrops
-from attriqa.distortion_metrics import identification_metrics
+from attriqa.config import opt, parse_config
+from attriqa.data.datasets import read_dataset
+from attriqa.data.distorted import DistortedCrops
 from attriqa.distortions import DISTORTION_KEYS, DISTORTIONS
+from attriqa.evaluation.identification import identification_metrics
+from attriqa.files import atomic_path, write_json
 from attriqa.images import read
-from attriqa.recipe import atomic_path, opt, parse_config, write_json
+from attriqa.models.assessment import Assessment
 
 
 @dataclass(frozen=True)

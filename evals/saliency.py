@@ -32,9 +32,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from attriqa import QualityReward, images
+from attriqa.config import claim_folder, opt, parse_config, required
 from attriqa.distortions import distort_seeded, find_distortion
 from attriqa.explain import overlay, saliency
-from attriqa.recipe import atomic_path, claim_folder, opt, parse_config, required, write_json
+from attriqa.files import atomic_path, write_json
 
 SIDES = ("left", "right", "top", "bottom")
 SUFFERS = {

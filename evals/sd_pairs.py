@@ -16,7 +16,6 @@ import hashlib
 import inspect
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,14 +28,23 @@ from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
 import attriqa
-from attriqa import pairs
-from attriqa.ab_page import ABPair, Vote, left_share, read_votes, tally_votes, win_rate, write_ab_page
-from attriqa.datasets import read_agiqa
-from attriqa.pair_files import image_name, is_blank, match_scores, read_pairs, read_prompts, read_scores
-from attriqa.pair_report import agreement_text, draw_margins, published_pairs
-from attriqa.pairs import JudgedPair
-from attriqa.recipe import as_dict, atomic_path, claim_folder, opt, parse_config, required, write_json
-from attriqa.tables import ScoreRow, ScoreTable
+from attriqa.config import claim_folder, opt, required, run_command
+from attriqa.data.datasets import read_agiqa
+from attriqa.evaluation.preferences import pairs
+from attriqa.evaluation.preferences.files import (
+    image_name,
+    is_blank,
+    match_scores,
+    read_pairs,
+    read_prompts,
+    read_scores,
+)
+from attriqa.evaluation.preferences.pair_report import agreement_text, draw_margins, published_pairs
+from attriqa.evaluation.preferences.pairs import JudgedPair
+from attriqa.evaluation.preferences.votes import Vote, left_share, read_votes, tally_votes, win_rate
+from attriqa.evaluation.score_table import ScoreRow, ScoreTable
+from attriqa.files import as_dict, atomic_path, write_json
+from attriqa.pages.ab import ABPair, write_ab_page
 
 PER_PROMPT = 2
 THRESHOLDS = (0.25, 0.5)  # of the difference in mean opinion score, for AGIQA's pairs
@@ -70,7 +78,7 @@ class Generate:
 class Collect:
     """Make a page on which people compare the pairs, blind."""
 
-    pairs: Path = required("CSV file with image_a,image_b,prompt; may be given without the flag")
+    pairs: Path = required("CSV file with image_a,image_b,prompt", bare=True)
     out: Path = opt(Path("runs/sd_pairs_page"), "where page.html and metrics.json go")
     question: str = opt("Which picture has the better quality?", "asked of each pair")
     title: str = opt("Two pictures", "of the page")
@@ -83,7 +91,7 @@ class Collect:
 class Tally:
     """Count the answers of one or more people."""
 
-    votes: tuple[Path, ...] = required("CSV files that the page downloaded; may be given without the flag")
+    votes: tuple[Path, ...] = required("CSV files that the page downloaded", bare=True)
     out: Path = opt(Path("runs/sd_pairs_judged"), "where pairs.csv, for score, and metrics.json go")
     seed: int = opt(0, "unused: nothing here is random")
     smoke: bool = opt(False, "unused: this takes no time")
@@ -93,7 +101,7 @@ class Tally:
 class Score:
     """Compare scorers with what people said."""
 
-    pairs: Path | None = opt(None, "CSV file of judged pairs, image_a,image_b,prompt and votes_a,votes_b or preferred")
+    pairs: Path | None = opt(None, "CSV file: image_a,image_b,prompt and votes_a,votes_b or preferred", bare=True)
     agiqa: Path | None = opt(None, "instead: folder of AGIQA-3K, whose images of one prompt are paired")
     images: Path | None = opt(None, "folder that paths in --pairs are relative to; without it, that of the file")
     model: tuple[str, ...] = opt(("default",), "scorers: default, checkpoints, or NAME=CHECKPOINT; none: no model")
@@ -112,22 +120,7 @@ class Score:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one of the commands."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    name, rest = (words[0], words[1:]) if words else ("", [])
-    bare = rest and not rest[0].startswith("-")
-    try:
-        if name == "generate":
-            generate(parse_config(Generate, rest, Generate.__doc__))
-        elif name == "collect":
-            collect(parse_config(Collect, ["--pairs", *rest] if bare else rest, Collect.__doc__))
-        elif name == "tally":
-            tally(parse_config(Tally, ["--votes", *rest] if bare else rest, Tally.__doc__))
-        elif name == "score":
-            score(parse_config(Score, ["--pairs", *rest] if bare else rest, Score.__doc__))
-        else:
-            raise SystemExit(f"{__doc__}\nusage: python evals/sd_pairs.py generate | collect | tally | score [--help]")
-    except (OSError, ValueError) as error:
-        raise SystemExit(str(error)) from error
+    run_command({"generate": generate, "collect": collect, "tally": tally, "score": score}, argv, __doc__)
 
 
 def generate(config: Generate) -> None:

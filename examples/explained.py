@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from attriqa import QualityReward
-from attriqa.demo import photo_paths
+from attriqa.cli.demo import photo_paths
 from attriqa.distortions import distort_seeded
 from attriqa.explain import overlay, saliency, why
 from attriqa.images import read

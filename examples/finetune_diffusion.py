@@ -30,16 +30,20 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from attriqa import QualityReward, signal_measures
-from attriqa.adapters import group_advantages
-from attriqa.ddim_policy import DDIMPolicy
+from attriqa import QualityReward
+from attriqa.attributes import ATTRIBUTES
+from attriqa.config import claim_folder, opt, parse_config
+from attriqa.data.crops import crop_and_flip
+from attriqa.data.ramps import find_photos
+from attriqa.evaluation.preferences.files import read_prompts
+from attriqa.files import as_dict, atomic_path, write_json
 from attriqa.images import read
 from attriqa.judges import Judge, load_judge
-from attriqa.pair_files import read_prompts
-from attriqa.photos import crop_and_flip, find_photos
-from attriqa.prompts import ATTRIBUTES
-from attriqa.recipe import as_dict, atomic_path, claim_folder, opt, parse_config, write_json
-from attriqa.training_state import load_state, save_state, set_rates
+from attriqa.judges import signal as signal_measures
+from attriqa.reward import group_advantages
+from attriqa.reward.ddim import DDIMPolicy
+from attriqa.training.schedules import set_rates
+from attriqa.training.state import load_state, save_state
 
 LIBRARY: Any = diffusers  # its classes carry few annotations
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]

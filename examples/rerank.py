@@ -8,7 +8,7 @@ import sys
 from diffusers import StableDiffusionPipeline
 
 from attriqa import QualityReward
-from attriqa.adapters import best_of_n
+from attriqa.reward import best_of_n
 
 if len(sys.argv) != 4:
     raise SystemExit(__doc__)

@@ -11,7 +11,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-ROOT = Path(__file__).resolve().parent.parent
+pytest_plugins = ["tests.support.browser"]
+
+ROOT = Path(__file__).resolve().parents[1]
 
 torch.set_num_threads(1)  # tensors of tests are small: threads would only wait for one another
 

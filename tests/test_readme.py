@@ -8,17 +8,13 @@ import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
 
-if TYPE_CHECKING:
-    from tests import small_diffusion
-    from tests.dng_files import mosaic_of, smooth_scene, write_dng
-else:
-    import small_diffusion
-    from dng_files import mosaic_of, smooth_scene, write_dng
+from tests.support import small_diffusion
+from tests.support.dng_files import mosaic_of, smooth_scene, write_dng
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

@@ -9,7 +9,7 @@ tuned by Adam through the ISP, to what the score likes best (`attriqa_envs/isp_e
 learn anew from where the run left them, on the examples of all rounds so far: the run's own losses on clean crops and
 ramps, a score of each pushed crop that stays near that of the clean one (--consistency-weight), and a ranking of what
 became of pristine photos by how near it is to them. Attributes are held where they were. The departure head learns
-most: at a rate of its own, and from drawn departures, too (`attriqa.photos.DRAWN`). A score that follows opinions
+most: at a rate of its own, and from drawn departures, too (`attriqa.data.ramps.DRAWN`). A score that follows opinions
 hardly minds these, and one that does follows opinions less closely: what comes out is a reward to be optimised, not a
 better measure.
 
@@ -40,21 +40,31 @@ from scipy.special import expit
 from torch import Tensor
 from tqdm import tqdm
 
-from attriqa import folds
-from attriqa.adversarial_examples import in_parts, pushed, tempting
-from attriqa.attacks import pgd, score_all
-from attriqa.losses import quality_ranking, ramp_ranking, score_loss
+from attriqa.attributes import ATTRIBUTES
+from attriqa.config import claim_folder, opt, parse_config, required
+from attriqa.data.ramps import HARMFUL, RAMPS, DepartureGroups, draw_pristine
+from attriqa.data.splits import Fold
+from attriqa.evaluation.attacks import pgd, score_all
+from attriqa.evaluation.folds import evaluate_fold
+from attriqa.evaluation.probes import follow_ramps
+from attriqa.evaluation.robustness import summarise
+from attriqa.files import as_dict, atomic_path, write_json
 from attriqa.models import AttributeNet
-from attriqa.models.attribute_net import squash
-from attriqa.photos import HARMFUL, RAMPS, DepartureGroups, draw_pristine
-from attriqa.probe_run import KeptStatistics, ProbeRun, claim_start, draw_crop, read_nets, read_run, unseen_squares
-from attriqa.prompts import ATTRIBUTES
-from attriqa.protocols import Fold, follow_ramps
-from attriqa.recipe import as_dict, atomic_path, claim_folder, opt, parse_config, required, write_json
-from attriqa.robustness import summarise
-from attriqa.training_state import set_rates
-from attriqa.views import View, look
-from attriqa_envs.isp_examples import tuned
+from attriqa.models.attribute_heads import squash
+from attriqa.models.views import View, look
+from attriqa.training.adversarial import in_parts, pushed, tempting
+from attriqa.training.losses import quality_ranking, ramp_ranking, score_loss
+from attriqa.training.probe_run import (
+    KeptStatistics,
+    ProbeRun,
+    claim_start,
+    draw_crop,
+    read_nets,
+    read_run,
+    unseen_squares,
+)
+from attriqa.training.schedules import set_rates
+from attriqa_envs.agents.adversarial import tuned
 
 GROUPS = {"run": 32, "tempted": 32, "tuned": 32, "drawn": 64}  # ramps per step
 DEPARTURE = "departure_head."
@@ -215,7 +225,7 @@ def measure(job: Job, when: Literal["before", "after"]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     if job.fold.test:
         edge = job.net.config.shorter_edge
-        told = folds.evaluate_fold(job.run.plan, job.fold, score, shorter_edge=edge, views=("five_crop",))
+        told = evaluate_fold(job.run.plan, job.fold, score, shorter_edge=edge, views=("five_crop",))
         result["five_crop"] = told["five_crop"]
     if job.followed:
         table = follow_ramps(attributes, job.followed)

@@ -4,7 +4,7 @@
     python training/distort.py --images photos --out runs/single --single --distortions jpeg gaussian_blur
     python training/distort.py --images photos/a.jpg --contact-sheet sheet.png
 
-Writes OUT/images and OUT/manifest.csv, which `attriqa.mixtures.read_manifest` reads. Its columns are
+Writes OUT/images and OUT/manifest.csv, which `attriqa.distortions.mixtures.read_manifest` reads. Its columns are
 `image,ref,d01..d25,order`: levels 0 to 5, and the distortions' numbers in the order of application. As in ExIQA
 (section on ExIQA-100k), an image gets in each of 10 passes K ~ U{1..25} distinct distortions, at levels of U{1..5}.
 
@@ -40,12 +40,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from attriqa.contact_sheet import contact_sheet
+from attriqa.config import claim_folder, opt, parse_config, required
+from attriqa.data.unlabelled import ImageIndex, SourceError, TooManyUnreadableError, Unreadable, index_images
 from attriqa.distortions import DISTORTIONS, find_distortion
+from attriqa.distortions.contact_sheet import contact_sheet
+from attriqa.distortions.mixtures import Recipe, apply_recipes, draw_recipe, smallest_side, write_manifest
+from attriqa.files import atomic_path, write_json
 from attriqa.images import ImageError, find, read
-from attriqa.mixtures import Recipe, apply_recipes, draw_recipe, smallest_side, write_manifest
-from attriqa.recipe import atomic_path, claim_folder, opt, parse_config, required, write_json
-from attriqa.unlabelled import ImageIndex, SourceError, TooManyUnreadableError, Unreadable, index_images
 
 GRAY = 1.5 / 255  # channels that differ by one step of 8 bits come from rounding, not from colour
 SHEET_EDGE = 192  # px, shorter edge of the contact sheet's photos

@@ -26,16 +26,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from attriqa.distorted_crops import DistortedCrops
-from attriqa.distortion_metrics import identification_metrics
-from attriqa.losses import strength_loss
+from attriqa.config import claim_folder, opt, parse_config, required
+from attriqa.data.distorted import DistortedCrops
+from attriqa.data.ramps import find_photos
+from attriqa.data.splits import random_split
+from attriqa.evaluation.identification import identification_metrics
+from attriqa.files import as_dict, atomic_path, write_json
 from attriqa.models import AttributeNet, load_attribute_net, load_with_provenance
 from attriqa.models.attribute_net import COMPACT_CONFIG
 from attriqa.models.backbones import load_compact_trunk
-from attriqa.photos import find_photos
-from attriqa.protocols import random_split
-from attriqa.recipe import as_dict, atomic_path, claim_folder, opt, parse_config, required, write_json
-from attriqa.training_state import set_rates
+from attriqa.training.losses import strength_loss
+from attriqa.training.schedules import set_rates
 
 
 @dataclass(frozen=True)

@@ -32,20 +32,24 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from attriqa import folds
-from attriqa.assessment import Assessment
-from attriqa.folds import Plan
+from attriqa.attributes import ATTRIBUTES
+from attriqa.config import claim_folder, opt, parse_config, required
+from attriqa.data.crops import PhotoCrops
+from attriqa.data.protocol import Plan, Protocol, make_plan, refuse_learnt
+from attriqa.data.ramps import HARMFUL, RAMPS, RampGroups, find_photos
+from attriqa.data.splits import Fold, random_split
+from attriqa.evaluation.folds import evaluate_fold, mean_cosine, summarise
+from attriqa.evaluation.probes import follow_ramps
+from attriqa.files import as_dict, atomic_path, write_json
 from attriqa.images import read
-from attriqa.losses import quality_ranking, ramp_ranking, score_loss
 from attriqa.models import load_attribute_net, load_with_provenance
+from attriqa.models.assessment import Assessment
 from attriqa.models.attribute_net import SHAPES, AttributeNet, Readout, Reads, rebuilt
 from attriqa.models.backbones import COMPACT, fold_batch_norm, load_compact_trunk, load_squeezenet_trunk
-from attriqa.photos import HARMFUL, RAMPS, RampGroups, RandomCrops, find_photos
-from attriqa.prompts import ATTRIBUTES
-from attriqa.protocols import Fold, follow_ramps, random_split
-from attriqa.recipe import as_dict, atomic_path, claim_folder, opt, parse_config, required, write_json
-from attriqa.training_state import load_state, save_state, set_rates
-from attriqa.views import View, average_over_view
+from attriqa.models.views import View, average_over_view
+from attriqa.training.losses import quality_ranking, ramp_ranking, score_loss
+from attriqa.training.schedules import set_rates
+from attriqa.training.state import load_state, save_state
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Config:
     init: Path | None = opt(None, "checkpoint to start from, as training/pretrain.py writes it; or default, judge")
     regressor_reads: Reads | None = opt(None, "--init: regressor on features, attributes, both; none: as there")
     mode: Literal["full", "probe", "linear"] = opt("full", "what learns: all; all but the encoder; the regressor")
-    protocol: folds.Protocol = opt("both", "random 80/20 splits, the official split, every photo, or all and splits")
+    protocol: Protocol = opt("both", "random 80/20 splits, the official split, every photo, or all and splits")
     splits: int = opt(5, "number of splits, seeded 0, 1, ...")
     fraction: float = opt(1.0, "share of each training side that is used, in (0, 1]")
     views: int = opt(4, "probe: random crops of each photo; 0 leaves the probe out")
@@ -113,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # or torchrun's processes count as lone ones
     torch.set_float32_matmul_precision("high")
     try:
-        plan = folds.make_plan(
+        plan = make_plan(
             config.data,
             config.test or (),
             protocol=config.protocol,
@@ -123,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         ramps = ramp_photos(config)
         if config.init is not None:
-            folds.refuse_learnt(plan, load_with_provenance(config.init).provenance, f"--init: {config.init}")
+            refuse_learnt(plan, load_with_provenance(config.init).provenance, f"--init: {config.init}")
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
     if accelerator.is_main_process:
@@ -134,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not (run.folder / "metrics.json").exists():
             run_fold(run)
     if accelerator.is_main_process:
-        summarise(config, plan)
+        report(config, plan)
 
 
 def smoke(config: Config) -> Config:
@@ -241,7 +245,7 @@ def statistics(run: Run, net: AttributeNet) -> dict[str, Tensor]:
     if not path.exists() and accelerator.is_main_process:
         net = net.to(accelerator.device).to(memory_format=torch.channels_last)
         paths = [row.path for row in run.plan.dataset.rows]
-        crops = RandomCrops(paths, net.config.shorter_edge, net.config.crop, config.seed)
+        crops = PhotoCrops(paths, net.config.shorter_edge, net.config.crop, config.seed)
         views = torch.empty(len(paths), config.views, net.pooled_mean.numel(), dtype=torch.float16)
         for view in range(config.views):
             crops.start_epoch(view)
@@ -280,7 +284,7 @@ def end_to_end(run: Run, net: AttributeNet) -> None:
     )
     net.to(accelerator.device).to(memory_format=torch.channels_last)
     average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.average))
-    crops = RandomCrops(run.plan.train_paths(fold), net.config.shorter_edge, net.config.crop, config.seed)
+    crops = PhotoCrops(run.plan.train_paths(fold), net.config.shorter_edge, net.config.crop, config.seed)
     groups = RampGroups(run.ramp_train, 224, config.ramp_levels, config.seed)
     state, first = run.folder / "state.safetensors", 0
     modules = {"net": net, "average": average}
@@ -367,12 +371,12 @@ def evaluate(run: Run, net: AttributeNet) -> dict[str, Any]:
     def score(image: Tensor, view: View) -> Tensor:
         return assess(tested, image, view, run.accelerator).score
 
-    result = folds.evaluate_fold(run.plan, run.fold, score, shorter_edge=net.config.shorter_edge)
+    result = evaluate_fold(run.plan, run.fold, score, shorter_edge=net.config.shorter_edge)
     if run.fold.test and run.config.mode == "full":
         start = build(run.config).to(run.accelerator.device).to(memory_format=torch.channels_last)
         encoders = [lambda image, model=model: pooled(model, image, run.accelerator) for model in (start, net)]
         paths = run.plan.test_paths(run.fold)
-        result["feature_cosine"] = folds.mean_cosine(paths, *encoders, shorter_edge=net.config.shorter_edge)
+        result["feature_cosine"] = mean_cosine(paths, *encoders, shorter_edge=net.config.shorter_edge)
     if run.ramp_test and not run.fold.test:  # minutes: for the model to ship
         table = follow_ramps(lambda images: assess(tested, images, "full", run.accelerator).attributes, run.ramp_test)
         result["ramp_srocc"] = {name: table.srocc[i][i] for i, name in enumerate(ATTRIBUTES)}
@@ -380,10 +384,10 @@ def evaluate(run: Run, net: AttributeNet) -> dict[str, Any]:
     return result
 
 
-def summarise(config: Config, plan: Plan) -> None:
+def report(config: Config, plan: Plan) -> None:
     """Print and write the table of all folds."""
     results = [json.loads((config.out / fold.name / "metrics.json").read_text()) for fold in plan.folds]
-    summary, lines = folds.summarise(plan, results)
+    summary, lines = summarise(plan, results)
     print("\n".join([plan.protocol, *lines]))
     moved = [result["feature_cosine"] for result in results if "feature_cosine" in result]
     if moved:

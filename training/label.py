@@ -28,13 +28,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from attriqa import pseudo_labels
+from attriqa.attributes import ATTRIBUTES
+from attriqa.config import claim_folder, opt, parse_config, required
+from attriqa.data import pseudo_labels
+from attriqa.data.unlabelled import ImageIndex, TooManyUnreadableError, Unreadable, index_images
+from attriqa.files import write_json
 from attriqa.images import ImageError
-from attriqa.pretraining import teacher_of
-from attriqa.prompts import ATTRIBUTES
-from attriqa.recipe import claim_folder, opt, parse_config, required, write_json
-from attriqa.teachers import Teacher
-from attriqa.unlabelled import ImageIndex, TooManyUnreadableError, Unreadable, index_images
+from attriqa.training.teachers import Teacher, teacher_of
 
 Item = tuple[int, Tensor | str]  # an image's number; its pixels (3, H, W), or why there are none
 

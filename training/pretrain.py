@@ -37,25 +37,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from attriqa import checkpoint, pseudo_labels
-from attriqa.crops import Crop, GlobalBatches, RandomCrops, central, stack
+from attriqa.attributes import ATTRIBUTES
+from attriqa.config import claim_folder, opt, parse_config, required
+from attriqa.data import pseudo_labels
+from attriqa.data.batches import GlobalBatches, central
+from attriqa.data.crops import Crop, RandomCrops, stack
+from attriqa.data.unlabelled import SourceError, TooManyUnreadableError, Unreadable, index_images
+from attriqa.files import as_dict, write_json
+from attriqa.models import checkpoint
 from attriqa.models.attribute_net import AttributeNet
 from attriqa.models.backbones import load_compact_trunk
-from attriqa.pretraining import (
-    Objective,
-    RawHeads,
-    cosine,
-    order_accuracy,
-    shape_of,
-    standardise,
-    start_from,
-    teacher_of,
-)
-from attriqa.prompts import ATTRIBUTES
-from attriqa.recipe import as_dict, claim_folder, opt, parse_config, required, write_json
-from attriqa.teachers import Teacher
-from attriqa.training_state import StateError, load_state, save_state
-from attriqa.unlabelled import SourceError, TooManyUnreadableError, Unreadable, index_images
+from attriqa.training.pretraining import Objective, RawHeads, order_accuracy, shape_of, standardise, start_from
+from attriqa.training.schedules import cosine
+from attriqa.training.state import StateError, load_state, save_state
+from attriqa.training.teachers import Teacher, teacher_of
 
 Attribute = Literal["sharpness", "contrast", "brightness", "colorfulness", "noisiness"]
 USER_ERRORS = (checkpoint.CheckpointError, pseudo_labels.LabelsError, SourceError, StateError, TooManyUnreadableError)

@@ -32,13 +32,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from attriqa import metrics
-from attriqa.datasets import read_spaq
+from attriqa.attributes import ATTRIBUTES, CANDIDATES, PROMPT_PAIRS, TEMPLATE, Candidates
+from attriqa.config import claim_folder, opt, parse_config
+from attriqa.data.datasets import read_spaq
 from attriqa.distortions import apply_ramp
+from attriqa.evaluation import metrics
+from attriqa.files import atomic_path, write_json
 from attriqa.images import ImageError, find, read
-from attriqa.prompts import ATTRIBUTES, CANDIDATES, PROMPT_PAIRS, TEMPLATE, Candidates
-from attriqa.recipe import atomic_path, claim_folder, opt, parse_config, write_json
-from attriqa.teachers import CLIPEncoder
+from attriqa.training.teachers import CLIPEncoder
 
 Floats = NDArray[np.float64]
 _SLAB = 4_000_000  # differences ranked at a time: about 150 MB of temporaries

@@ -25,20 +25,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attriqa import metrics
-from attriqa.clip_run import CLIPRun, accelerator_of, begin
-from attriqa.crops import GlobalBatches
-from attriqa.exiqa_training import clip_of
-from attriqa.folds import Plan, make_plan
+from attriqa.config import opt, parse_config, required
+from attriqa.data.batches import GlobalBatches
+from attriqa.data.crops import Patches, TrainingCrops, stack_patches
+from attriqa.data.protocol import Plan, make_plan
+from attriqa.data.splits import Fold
+from attriqa.evaluation import metrics
+from attriqa.files import as_dict, write_json
 from attriqa.images import ImageError
 from attriqa.models import exiqa
+from attriqa.models.clip.towers import clip_of
 from attriqa.models.clip_iqa import PAIRS, ClipIQA, ClipIQAConfig, ClipIQAPlus, ClipIQAPlusConfig, read_pairs
-from attriqa.mp_iqe_crops import Patches, TrainingCrops, stack
-from attriqa.mp_iqe_training import summary
-from attriqa.pretraining import cosine
-from attriqa.protocols import Fold
-from attriqa.recipe import as_dict, opt, parse_config, required, write_json
-from attriqa.training_loop import Loop, Pace, judge, loader
+from attriqa.training.loop import Loop, Pace, judge, loader
+from attriqa.training.mp_iqe import summary
+from attriqa.training.options import CLIPRun, accelerator_of, begin
+from attriqa.training.schedules import cosine
 
 HERE = ("data", "test", "out", "clip", "clip_config", "init", "pairs")  # what only this machine knows
 Net = ClipIQA | ClipIQAPlus
@@ -207,7 +208,7 @@ class Training:
     def run(self) -> None:
         """All steps that are left."""
         workers, seed = self.config.workers, self.config.seed
-        batches = loader(self.images, self.batches, stack, workers=workers, seed=seed)
+        batches = loader(self.images, self.batches, stack_patches, workers=workers, seed=seed)
         self.loop.run(self.step, batches, self.names)
 
     def names(self, step: int) -> list[str]:

@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from attriqa import metrics, ridge
-from attriqa.clip_run import CLIPStart
-from attriqa.exiqa_training import clip_of
-from attriqa.folds import make_plan
+from attriqa.config import claim_folder, opt, parse_config, required
+from attriqa.data.crops import JudgedCrops, stack_patches
+from attriqa.data.protocol import make_plan
+from attriqa.evaluation import metrics, ridge
+from attriqa.files import write_json
 from attriqa.images import ImageError
 from attriqa.models import exiqa
-from attriqa.models.clip import CLIPTowers
-from attriqa.mp_iqe_crops import JudgedCrops, stack
-from attriqa.mp_iqe_training import summary
-from attriqa.recipe import claim_folder, opt, parse_config, required, write_json
+from attriqa.models.clip.towers import CLIPTowers, clip_of
+from attriqa.training.mp_iqe import summary
+from attriqa.training.options import CLIPStart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ def embed(config: Config, towers: CLIPTowers, name: str, paths: Sequence[Path]) 
     visual, size = towers.model.visual.to(device).eval(), towers.preprocess.size
     images = JudgedCrops(paths, size, config.crops, shorter_edge=config.shorter_edge, seed=config.seed)
     generator = torch.Generator().manual_seed(config.seed)  # or else the loader draws from the global one
-    loader = DataLoader(images, 4, num_workers=config.workers, collate_fn=stack, generator=generator)
+    loader = DataLoader(images, 4, num_workers=config.workers, collate_fn=stack_patches, generator=generator)
     found = []
     for batch in tqdm(loader, f"features of {name}", leave=False):
         embedded = visual(towers.preprocess.normalize(batch.pixels(device))).float()

@@ -28,34 +28,32 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from attriqa import metrics
-from attriqa.clip_run import CLIPRun, accelerator_of, begin
-from attriqa.crops import GlobalBatches, central
-from attriqa.dataset_attributes import DATASET_ATTRIBUTES
-from attriqa.distortion_metrics import identification_metrics
-from attriqa.exiqa_examples import Example, Files, HeldOut, Mixtures, photo_tests, stack
-from attriqa.exiqa_sources import Plan, Source, chosen, manifest_plan, photo_plan, rated_plan
-from attriqa.exiqa_training import (
+from attriqa.config import opt, parse_config
+from attriqa.data.batches import GlobalBatches, central
+from attriqa.data.distorted import Example, Files, HeldOut, Mixtures, photo_tests, stack
+from attriqa.data.sources import Plan, Source, chosen, manifest_plan, photo_plan, rated_plan
+from attriqa.data.splits import Fold
+from attriqa.distortions.attributes import DATASET_ATTRIBUTES
+from attriqa.evaluation import metrics
+from attriqa.evaluation.identification import confusion, identification_metrics, top1_by_level, write_confusion
+from attriqa.files import as_dict, atomic_path, write_json
+from attriqa.images import ImageError
+from attriqa.models.clip.towers import clip_of
+from attriqa.models.exiqa import ExIQA, ExIQAConfig
+from attriqa.training.exiqa import (
     Identify,
     Predicted,
-    clip_of,
-    confusion,
     continued,
     fit_regressor,
     identify_all,
     parts_of,
     summary,
     table_of,
-    top1_by_level,
-    write_confusion,
 )
-from attriqa.images import ImageError
-from attriqa.losses import strength_loss
-from attriqa.models.exiqa import ExIQA, ExIQAConfig
-from attriqa.pretraining import cosine
-from attriqa.protocols import Fold
-from attriqa.recipe import as_dict, atomic_path, opt, parse_config, write_json
-from attriqa.training_loop import Loop, Pace, loader
+from attriqa.training.loop import Loop, Pace, loader
+from attriqa.training.losses import strength_loss
+from attriqa.training.options import CLIPRun, accelerator_of, begin
+from attriqa.training.schedules import cosine
 
 PROMPTS = {"kadid": 100, "tid2013": 100, "csiq": 15, "lvq": 30, "live": 15}  # ExIQA, implementation details
 

@@ -28,29 +28,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from attriqa.clip_run import CLIPRun, accelerator_of, begin, origin_of
-from attriqa.exiqa_training import clip_of
-from attriqa.folds import make_plan, refuse_learnt
+from attriqa.config import opt, parse_config, required
+from attriqa.data.batches import JointBatches
+from attriqa.data.crops import Patches, stack_patches
+from attriqa.data.protocol import make_plan, refuse_learnt
+from attriqa.files import as_dict, write_json
 from attriqa.images import ImageError
-from attriqa.liqe_training import (
-    TASKS,
-    GridCrops,
-    JointBatches,
-    Sets,
-    columns,
-    losses,
-    rate,
-    report,
-    sets_of,
-    started,
-)
-from attriqa.losses import dynamic_weights
+from attriqa.models.clip.towers import clip_of
 from attriqa.models.liqe import LIQE, LIQEConfig, Told
-from attriqa.mp_iqe_crops import Patches, stack
-from attriqa.mp_iqe_training import summary
-from attriqa.pretraining import gather_rows
-from attriqa.recipe import as_dict, opt, parse_config, required, write_json
-from attriqa.training_loop import Loop, Pace, judge, loader
+from attriqa.training.liqe import TASKS, GridCrops, Sets, columns, losses, report, sets_of, started
+from attriqa.training.loop import Loop, Pace, gather_rows, judge, loader
+from attriqa.training.losses import dynamic_weights
+from attriqa.training.mp_iqe import summary
+from attriqa.training.options import CLIPRun, accelerator_of, begin, origin_of
+from attriqa.training.schedules import rate
 
 SMALL_BATCH = ("live", "csiq", "bid", "clive")  # 4 images of a batch are of each, 16 of others (LIQE's code)
 HERE = ("data", "labels", "test", "out", "clip", "clip_config", "init")  # what only this machine knows
@@ -254,7 +245,7 @@ class Training:
     def run(self) -> None:
         """All steps that are left."""
         workers, seed = self.config.workers, self.config.seed
-        batches = loader(self.images, self.batches, stack, workers=workers, seed=seed)
+        batches = loader(self.images, self.batches, stack_patches, workers=workers, seed=seed)
         self.loop.run(self.step, batches, self.names)
 
     def names(self, step: int) -> list[str]:

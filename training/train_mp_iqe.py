@@ -28,19 +28,20 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from attriqa.clip_run import CLIPRun, accelerator_of, begin, origin_of
-from attriqa.crops import GlobalBatches
-from attriqa.exiqa_training import clip_of
-from attriqa.folds import Plan, make_plan, refuse_learnt
+from attriqa.config import opt, parse_config, required
+from attriqa.data.batches import GlobalBatches
+from attriqa.data.crops import JudgedCrops, Patches, TrainingCrops, stack_patches
+from attriqa.data.protocol import Plan, make_plan, refuse_learnt
+from attriqa.data.splits import Fold
+from attriqa.distortions.classes import DISTORTIONS, SCENES
+from attriqa.files import as_dict, write_json
 from attriqa.images import ImageError
+from attriqa.models.clip.towers import clip_of
 from attriqa.models.mp_iqe import KADID_NAMES, MPIQE, MPIQEConfig, Reading
-from attriqa.mp_iqe_crops import JudgedCrops, Patches, TrainingCrops, stack
-from attriqa.mp_iqe_labels import DISTORTIONS, SCENES
-from attriqa.mp_iqe_training import Losses, Predicted, Targets, losses, report, started, summary, targets_of, tell_all
-from attriqa.pretraining import cosine
-from attriqa.protocols import Fold
-from attriqa.recipe import as_dict, opt, parse_config, required, write_json
-from attriqa.training_loop import Loop, Pace, loader
+from attriqa.training.loop import Loop, Pace, loader
+from attriqa.training.mp_iqe import Losses, Predicted, Targets, losses, report, started, summary, targets_of, tell_all
+from attriqa.training.options import CLIPRun, accelerator_of, begin, origin_of
+from attriqa.training.schedules import cosine
 
 CLASSES = {"mp-iqe": tuple(DISTORTIONS.values()), "kadid": KADID_NAMES, "none": ()}
 SMALL_BATCH = ("live", "csiq", "bid")  # 32 crops, others 64 (MP-IQE, implementation details)
@@ -206,7 +207,7 @@ def predict(config: Config, net: MPIQE, name: str, paths: list[Path], accelerato
     images = JudgedCrops(paths, net.preprocess.size, config.crops, **look)
     mine = list(range(len(paths)))[accelerator.process_index :: accelerator.num_processes]
     fours = [mine[i : i + 4] for i in range(0, len(mine), 4)]
-    batches = loader(images, fours, stack, workers=config.workers, seed=config.seed)
+    batches = loader(images, fours, stack_patches, workers=config.workers, seed=config.seed)
     bar = tqdm(batches, f"test, {name}", leave=False, disable=not accelerator.is_local_main_process)
     with accelerator.autocast():
         return Predicted.together(gather_object([tell_all(net, bar, accelerator.device)]))
@@ -255,7 +256,7 @@ class Training:
     def run(self) -> None:
         """All steps that are left."""
         workers, seed = self.config.workers, self.config.seed
-        batches = loader(self.images, self.batches, stack, workers=workers, seed=seed)
+        batches = loader(self.images, self.batches, stack_patches, workers=workers, seed=seed)
         self.loop.run(self.step, batches, self.names)
 
     def names(self, step: int) -> list[str]:

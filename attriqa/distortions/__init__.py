@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attriqa.distortions import blur, codecs, color, noise, quantizers, spatial, tone
 from attriqa.distortions.departures import DEPARTURES, SETTINGS, cast_of, develop, draw_departure
+from attriqa.distortions.kadid import blur, codecs, color, noise, quantizers, spatial, tone
 from attriqa.distortions.ramps import apply_ramp, gaussian_blur, luma
 
 __all__ = [

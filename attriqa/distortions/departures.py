@@ -98,7 +98,8 @@ def develop(images: Tensor, settings: Tensor) -> Tensor:
     return changed.clamp(0, 1)
 
 
-# The transfer curve of sRGB (IEC 61966-2-1), with gradients; `attriqa.distortions.colorspaces` has faster ones without.
+# The transfer curve of sRGB (IEC 61966-2-1), with gradients; `attriqa.distortions.kadid.colorspaces` has faster ones
+# without.
 
 
 def _to_linear(images: Tensor) -> Tensor:

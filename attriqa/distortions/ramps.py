@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attriqa.prompts import ATTRIBUTES
+from attriqa.attributes import ATTRIBUTES
 
 MAX_BLUR_SIGMA = 4.0  # pixels, at ramp level 0
 MAX_NOISE_VARIANCE = 0.05  # at ramp level 0

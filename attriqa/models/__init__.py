@@ -6,12 +6,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from attriqa import checkpoint
-from attriqa.assessment import Assessment
-from attriqa.models import attribute_net, clip_iqa, exiqa, liqe, mp_iqe
+from attriqa.models import attribute_net, checkpoint, clip_iqa, exiqa, liqe, mp_iqe
+from attriqa.models.assessment import Assessment
 from attriqa.models.attribute_net import AttributeNet, AttributeNetConfig
 from attriqa.models.base import QualityModel
-from attriqa.models.clip import weights_hash
+from attriqa.models.clip.towers import weights_hash
 
 __all__ = [
     "KINDS",
@@ -58,7 +57,8 @@ def load(model: str | Path = "default") -> QualityModel:
             ``"clip-iqa:RN50:openai"`` puts it on an open_clip model (`attriqa.models.clip_iqa.zero_shot`).
 
     Raises:
-        attriqa.checkpoint.CheckpointError: the file is not one, is of another kind, is damaged, or does not fit its own
+        attriqa.models.checkpoint.CheckpointError: the file is not one, is of another kind, is damaged, or does not fit
+        its own
             configuration; or it was made on a CLIP that cannot be had.
         FileNotFoundError: there is no such file.
         ValueError: open_clip has no such model, or no such weights.

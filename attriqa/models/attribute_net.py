@@ -4,28 +4,28 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attriqa import checkpoint
-from attriqa.assessment import Assessment
+from attriqa.attributes import ATTRIBUTES
 from attriqa.distortions import DISTORTION_KEYS
+from attriqa.files import as_dict
 from attriqa.images import target_size
+from attriqa.models import checkpoint
+from attriqa.models.assessment import Assessment
+from attriqa.models.attribute_heads import DECILE, PROBS, DepartureHead, DistortionHead, MeanAndDeviation, squash
 from attriqa.models.backbones import COMPACT, SQUEEZENET, Backbone, fold_batch_norm
 from attriqa.models.base import QualityModel
-from attriqa.prompts import ATTRIBUTES
-from attriqa.recipe import as_dict
-from attriqa.views import CROPPED_VIEWS, View, average_over_view, edge_of
+from attriqa.models.views import CROPPED_VIEWS, View, average_over_view, edge_of
 
 Reads = Literal["features", "attributes", "both"]
-PROBS = 5 * len(DISTORTION_KEYS)  # attribute probabilities: five to a distortion (ExIQA)
-# Memory per pixel that enters the encoder, at fp32, with the compact backbone; measured by `evals/speed.py memory`.
+# Memory per pixel that enters the encoder, at fp32, with the compact backbone; measured by `evals/speed/score.py
+# memory`.
 _BYTES_PER_PIXEL_FORWARD = 330
 _BYTES_PER_PIXEL_BACKWARD = 1100
-_EPS = 1e-5  # under the square root of a map's variance: its gradient stays finite on constant images
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class AttributeNet(QualityModel):
         for features in self.backbone(images):
             pixels = features.float().permute(0, 2, 3, 1).flatten(1, 2)  # (B, HW, C): a view of a channels-last map
             if self.config.statistics == "mean_std":
-                pooled += _MeanAndDeviation.apply(pixels)
+                pooled += MeanAndDeviation.apply(pixels)
             else:
                 pooled.append(pixels.mean(1))
         return (torch.cat(pooled, 1) - self.pooled_mean) / self.pooled_std
@@ -215,7 +215,7 @@ class AttributeNet(QualityModel):
             path: where to.
             provenance: data, commit, metrics; JSON types only.
             prompts_hash: of the prompt table that its labels were made with, if any.
-            dtype: of the weights in the file; see `attriqa.checkpoint.save`.
+            dtype: of the weights in the file; see `attriqa.models.checkpoint.save`.
         """
         checkpoint.save(
             path,
@@ -238,37 +238,14 @@ class AttributeNet(QualityModel):
             torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64, device=raw.device), 0
         )
         self.attribute_shift.copy_(middle)
-        self.attribute_scale.copy_(((high - low) / (2 * _DECILE)).clamp(min=1e-3))
-
-
-class _MeanAndDeviation(torch.autograd.Function):
-    """(B, N, C) -> mean and deviation over N, (B, C) each.
-
-    Its own backward pass goes over the map once; autograd's would go over it five times.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        mean = pixels.mean(1)
-        # After a ReLU near the mean: the difference loses little.
-        variance = (pixels.square().mean(1) - mean.square()).clamp(min=0)
-        deviation = (variance + _EPS).sqrt()
-        ctx.save_for_backward(pixels, mean, deviation)
-        return mean, deviation
-
-    @staticmethod
-    def backward(ctx: Any, to_mean: Tensor, to_deviation: Tensor) -> Tensor:
-        pixels, mean, deviation = ctx.saved_tensors
-        slope = to_deviation / (deviation * pixels.shape[1])
-        offset = to_mean / pixels.shape[1] - slope * mean
-        return torch.addcmul(offset.unsqueeze(1), slope.unsqueeze(1), pixels)
+        self.attribute_scale.copy_(((high - low) / (2 * DECILE)).clamp(min=1e-3))
 
 
 def restore(saved: checkpoint.Checkpoint, path: Path | str) -> AttributeNet:
     """Build the net of a checkpoint that has been read, in eval mode; ``path`` is for messages.
 
     Raises:
-        attriqa.checkpoint.CheckpointError: it is of another architecture, or does not fit its own configuration.
+        attriqa.models.checkpoint.CheckpointError: it is of another architecture, or does not fit its own configuration.
     """
     if saved.architecture != AttributeNet.__name__:
         raise checkpoint.CheckpointError(
@@ -306,64 +283,6 @@ def rebuilt(net: AttributeNet, **changes: Any) -> AttributeNet:
 
 def _differs(mine: Tensor | None, theirs: Tensor) -> bool:
     return mine is None or mine.shape != theirs.shape
-
-
-class Found(NamedTuple):
-    """What a distortion head says of B images."""
-
-    strengths: Tensor  # (B, 25) in [0, 1], in the order of DISTORTION_KEYS
-    probs: Tensor  # (B, 125) attribute probabilities, five to a distortion
-
-
-class DistortionHead(nn.Module):
-    """Pooled statistics -> 125 attribute probabilities -> 25 strengths (ExIQA, equations 6 and 7, without its texts).
-
-    A strength is the weighted mean of its five attributes' probabilities; the weights are a softmax of free logits,
-    and start uniform.
-    """
-
-    def __init__(self, pooled: int, width: int) -> None:
-        super().__init__()
-        self.attributes = nn.Sequential(nn.Linear(pooled, width), nn.ReLU(), nn.Dropout(0.5), nn.Linear(width, PROBS))
-        self.weights = nn.Parameter(torch.zeros(len(DISTORTION_KEYS), PROBS // len(DISTORTION_KEYS)))
-
-    def forward(self, pooled: Tensor) -> Found:
-        """Standardised statistics (B, D) -> strengths and probabilities."""
-        probs = torch.sigmoid(self.attributes(pooled))
-        weighted = probs.unflatten(1, self.weights.shape) * self.weights.softmax(1)
-        return Found(weighted.sum(2), probs)
-
-
-class DepartureHead(nn.Module):
-    """Pooled statistics -> how far an image is from a well-developed one, in units of the score's logit.
-
-    The regressor learns mostly from opinions, on photos that hardly anyone spoilt on purpose; this head was added to
-    learn from photos that were (`attriqa.distortions.develop`), without taking features from it.
-    At least 0: a picture gains nothing by being less spoilt than photos are.
-    """
-
-    def __init__(self, pooled: int, width: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Dropout(0.3), nn.Linear(pooled, width), nn.ReLU(), nn.Dropout(0.3), nn.Linear(width, 1)
-        )
-        nn.init.normal_(self.layers[1].weight, std=0.5 / pooled**0.5)  # type: ignore[arg-type]
-        nn.init.constant_(self.layers[-1].bias, -1.0)  # type: ignore[arg-type]
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """Standardised statistics (B, D) -> (B,), positive."""
-        return F.softplus(self.layers(pooled).squeeze(1))
-
-
-_DECILE = 4 / 3  # squash(4/3) = 0.9
-
-
-def squash(x: Tensor) -> Tensor:
-    """``0.5 + 0.5 x / sqrt(1 + x^2)``: any number into [0, 1], with a gradient that dies as 1/x^3, not as exp(-x).
-
-    Heavy noise puts a head many deviations away from all photos; a reward must still pull from there.
-    """
-    return 0.5 + 0.5 * x * torch.rsqrt(1 + x * x)
 
 
 class Readout(nn.Module):

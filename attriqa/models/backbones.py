@@ -54,6 +54,9 @@ class Backbone(nn.Module):
             self.trunk = _SqueezeNetTrunk()
             depths = _SqueezeNetTrunk.channels
             mean, std = (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3
+        elif not isinstance(name, str) or not timm.is_model(name):
+            # Never "hf-hub:..." or "local-dir:...": the name may come from a file, and a file names no place.
+            raise ValueError(f"backbone: expected {COMPACT}, {SQUEEZENET} or the name of a model of timm, got {name!r}")
         else:
             self.trunk = timm.create_model(name, features_only=True, pretrained=pretrained)
             depths = tuple(self.trunk.feature_info.channels())  # type: ignore[operator, union-attr]

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attriqa.assessment import Assessment
-from attriqa.views import View
+from attriqa.models.assessment import Assessment
+from attriqa.models.views import View
 
 
 class QualityModel(nn.Module, ABC):

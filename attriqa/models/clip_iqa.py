@@ -16,15 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attriqa import checkpoint
-from attriqa.assessment import Assessment
-from attriqa.models import clip_checkpoint
+from attriqa.attributes import ATTRIBUTES
+from attriqa.files import as_dict
+from attriqa.models import checkpoint
+from attriqa.models.assessment import Assessment
 from attriqa.models.base import QualityModel
-from attriqa.models.clip import CLIPTowers, activation_bytes, drop_positional_embedding, load_clip
-from attriqa.models.clip_around import AroundContext
-from attriqa.prompts import ATTRIBUTES
-from attriqa.recipe import as_dict
-from attriqa.views import View
+from attriqa.models.clip import checkpoint as clip_checkpoint
+from attriqa.models.clip.prompts import AroundContext
+from attriqa.models.clip.towers import CLIPTowers, activation_bytes, drop_positional_embedding, load_clip
+from attriqa.models.views import View
 
 QUALITY = ("Good photo.", "Bad photo.")
 
@@ -231,7 +231,9 @@ class _Antonyms(QualityModel):
         if any(stage is None for stage in stages):
             down, across = visual.conv1.kernel_size
             tokens = 1 + (height // down) * (width // across)
-            block: int = 4 * 18 * tokens * visual.conv1.out_channels  # as in `attriqa.models.clip.activation_bytes`
+            block: int = (
+                4 * 18 * tokens * visual.conv1.out_channels
+            )  # as in `attriqa.models.clip.towers.activation_bytes`
             return 2 * 4 * 3 * pixels + block * (len(visual.transformer.resblocks) if gradients else 1)
         # A block of stage s keeps 16 w 2^s channels on 1 / (16 4^s) of the pixels; the stem w on each.
         kept = 1 + sum(len(cast(nn.Sequential, stage)) / 2**number for number, stage in enumerate(stages))
@@ -354,12 +356,13 @@ def restore(saved: checkpoint.Checkpoint, path: Path | str, *, towers: CLIPTower
     """Build the `ClipIQA` of a checkpoint that has been read.
 
     Args:
-        saved: what `attriqa.checkpoint.load` read.
+        saved: what `attriqa.models.checkpoint.load` read.
         path: where from, for messages.
         towers: the CLIP of a checkpoint without one, where its name no longer leads to it.
 
     Raises:
-        attriqa.checkpoint.CheckpointError: it is of another architecture, does not fit its own configuration, or its
+        attriqa.models.checkpoint.CheckpointError: it is of another architecture, does not fit its own configuration, or
+        its
             CLIP is gone or has other weights (both are named).
     """
     return _restored(saved, path, towers, ClipIQA, ClipIQAConfig)

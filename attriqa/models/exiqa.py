@@ -13,21 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attriqa import checkpoint
-from attriqa.assessment import Assessment
-from attriqa.distortion_attributes import (
+from attriqa.distortions.attributes import (
     DISTORTION_ATTRIBUTES,
     DistortionAttributes,
     check_table,
     sentences,
     table_hash,
 )
-from attriqa.models import clip_checkpoint
+from attriqa.files import as_dict
+from attriqa.models import checkpoint
+from attriqa.models.assessment import Assessment
 from attriqa.models.base import QualityModel
-from attriqa.models.clip import CLIPTowers, activation_bytes
-from attriqa.models.clip_prompts import PromptKind, VisualPrompts
-from attriqa.recipe import as_dict
-from attriqa.views import View
+from attriqa.models.clip import checkpoint as clip_checkpoint
+from attriqa.models.clip.prompts import PromptKind, VisualPrompts
+from attriqa.models.clip.towers import CLIPTowers, activation_bytes
+from attriqa.models.views import View
 
 
 @dataclass(frozen=True)
@@ -264,13 +264,14 @@ def restore(
     """Build the model of a checkpoint that has been read.
 
     Args:
-        saved: what `attriqa.checkpoint.load` read.
+        saved: what `attriqa.models.checkpoint.load` read.
         path: where from, for messages.
         towers: the CLIP of a checkpoint without one, where its name no longer leads to it.
         table: the table that the model is expected to know.
 
     Raises:
-        attriqa.checkpoint.CheckpointError: it is of another architecture, does not fit its own configuration, was made
+        attriqa.models.checkpoint.CheckpointError: it is of another architecture, does not fit its own configuration,
+        was made
             with another table than ``table``, or its CLIP is gone or has other weights (both are named).
     """
     about, settings = clip_checkpoint.parts(saved, path, ExIQA.__name__)

@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attriqa import checkpoint
-from attriqa.assessment import Assessment
-from attriqa.models import clip_checkpoint
+from attriqa.distortions.classes import DISTORTIONS, SCENES
+from attriqa.files import as_dict
+from attriqa.images.crops import fitted
+from attriqa.models import checkpoint
+from attriqa.models.assessment import Assessment
 from attriqa.models.base import QualityModel
-from attriqa.models.clip import CLIPTowers, activation_bytes
-from attriqa.mp_iqe_crops import fitted
-from attriqa.mp_iqe_labels import DISTORTIONS, SCENES
-from attriqa.recipe import as_dict
-from attriqa.views import View
+from attriqa.models.clip import checkpoint as clip_checkpoint
+from attriqa.models.clip.towers import CLIPTowers, activation_bytes
+from attriqa.models.views import View
 
 QUALITIES = ("bad", "poor", "fair", "good", "perfect")  # worth 1 to 5
 
@@ -255,12 +255,12 @@ def restore(saved: checkpoint.Checkpoint, path: Path | str, *, towers: CLIPTower
     """Build the model of a checkpoint that has been read.
 
     Args:
-        saved: what `attriqa.checkpoint.load` read.
+        saved: what `attriqa.models.checkpoint.load` read.
         path: where from, for messages.
         towers: not needed: the checkpoint holds its CLIP.
 
     Raises:
-        attriqa.checkpoint.CheckpointError: it is of another architecture, or does not fit its own configuration.
+        attriqa.models.checkpoint.CheckpointError: it is of another architecture, or does not fit its own configuration.
     """
     about, settings = clip_checkpoint.parts(saved, path, LIQE.__name__)
     try:

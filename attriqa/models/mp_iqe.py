@@ -15,20 +15,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attriqa import checkpoint
-from attriqa.assessment import Assessment
 from attriqa.distortions import DISTORTION_KEYS
 from attriqa.distortions import DISTORTIONS as KADID
+from attriqa.distortions.classes import DISTORTIONS, SCENES
+from attriqa.files import as_dict
 from attriqa.images import MIN_SIDE
-from attriqa.models import clip_checkpoint
+from attriqa.images.crops import seeded_crops
+from attriqa.models import checkpoint
+from attriqa.models.assessment import Assessment
 from attriqa.models.base import QualityModel
-from attriqa.models.clip import CLIPTowers, activation_bytes
-from attriqa.models.clip_prompts import PromptKind, TextContext, VisualPrompts, pool, project
-from attriqa.mp_iqe_crops import seeded_crops
-from attriqa.mp_iqe_labels import DISTORTIONS, SCENES
-from attriqa.mp_iqe_windows import gather_windows, window_features
-from attriqa.recipe import as_dict
-from attriqa.views import View
+from attriqa.models.clip import checkpoint as clip_checkpoint
+from attriqa.models.clip.prompts import PromptKind, TextContext, VisualPrompts, pool, project
+from attriqa.models.clip.towers import CLIPTowers, activation_bytes
+from attriqa.models.views import View
 
 KADID_NAMES: tuple[str, ...] = tuple(entry.name for entry in KADID)  # classes that an `Assessment` has a place for
 
@@ -333,12 +332,13 @@ def restore(saved: checkpoint.Checkpoint, path: Path | str, *, towers: CLIPTower
     """Build the model of a checkpoint that has been read.
 
     Args:
-        saved: what `attriqa.checkpoint.load` read.
+        saved: what `attriqa.models.checkpoint.load` read.
         path: where from, for messages.
         towers: the CLIP of a checkpoint without one, where its name no longer leads to it.
 
     Raises:
-        attriqa.checkpoint.CheckpointError: it is of another architecture, does not fit its own configuration, or its
+        attriqa.models.checkpoint.CheckpointError: it is of another architecture, does not fit its own configuration, or
+        its
             CLIP is gone, of another size or has other weights (both are named).
     """
     about, settings = clip_checkpoint.parts(saved, path, MPIQE.__name__)
@@ -353,3 +353,43 @@ def restore(saved: checkpoint.Checkpoint, path: Path | str, *, towers: CLIPTower
         raise checkpoint.CheckpointError(path, f"its CLIP cannot be had: {error}") from error
     clip_checkpoint.fill(model, saved, towers, path)
     return model.eval()
+
+
+def window_features(patches: Tensor, grid: tuple[int, int], windows: int) -> Tensor:
+    """The greatest value of each channel in windows of the image (MP-IQE, section on window-distortion alignment).
+
+    Args:
+        patches: ``(B, P, E)``, row by row.
+        grid: rows and columns of patches; P is their product.
+        windows: per side, w.
+
+    Returns:
+        ``(B, w * w, E)``.
+    """
+    plane = patches.transpose(1, 2).unflatten(2, grid)  # (B, E, rows, columns)
+    return F.adaptive_max_pool2d(plane, windows).flatten(2).transpose(1, 2)
+
+
+def window_weights(cosines: Tensor, temperature: float) -> Tensor:
+    """How much each window counts for each distortion: the softmax over windows in equation 10; sums to 1 over them.
+
+    Args:
+        cosines: ``(B, W, D)``.
+        temperature: T-bar.
+    """
+    return (cosines / temperature).softmax(1)
+
+
+def gather_windows(cosines: Tensor, temperature: float) -> Tensor:
+    """``z`` of equation 10: the mean over windows, weighted towards those that a distortion is most likely in.
+
+    The paper prints the symbols of scenes and of image features in the place of those of distortions and of windows.
+
+    Args:
+        cosines: ``(B, W, D)`` between windows and distortions.
+        temperature: T-bar.
+
+    Returns:
+        ``(B, D)`` within [-1, 1].
+    """
+    return (window_weights(cosines, temperature) * cosines).sum(1)

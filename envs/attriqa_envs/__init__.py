@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 
 if TYPE_CHECKING:
-    from attriqa_envs.policy import load_policy
+    from attriqa_envs.agents.policy import load_policy
 
 __all__ = ["ENV_ID", "load_policy"]
 
@@ -29,7 +29,7 @@ if ENV_ID not in gymnasium.registry:  # a reload of this module must not warn
 
 def __getattr__(name: str) -> Any:
     if name == "load_policy":
-        from attriqa_envs.policy import load_policy
+        from attriqa_envs.agents.policy import load_policy
 
         return load_policy
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

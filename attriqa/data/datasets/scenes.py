@@ -1,0 +1,166 @@
+"""Scenes and distortions of images, as LIQE's annotation files and the data sets themselves name them.
+
+LIQE (Zhang et al., "Blind Image Quality Assessment via Vision-Language Correspondence: A Multitask Learning
+Perspective", CVPR 2023) published, for six data sets, one to three scenes and one of 33 distortions of each image, and
+a map from the 33 to eleven classes; MP-IQE (Pan et al., "Multi-Modal Prompt Learning on Blind Image Quality
+Assessment", 2024) learns from the same classes under other names.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from attriqa.distortions.classes import SCENES
+
+# What the files call distortions, by LIQE's class of them.
+_ANNOTATED: Mapping[str, tuple[str, ...]] = {
+    "blur": ("gaussian blur", "lens", "motion", "shifting", "realistic blur"),
+    "color": ("diffusion", "oversaturation", "desaturation"),
+    "contrast": ("contrast", "sharpness", "realistic contrast change"),
+    "jpeg compression": ("jpeg compression",),
+    "jpeg2000 compression": ("jpeg2000 compression", "fastfading"),
+    "noise": (
+        *("white noise", "fnoise", "white with color", "impulse", "multiplicative", "white noise with denoise"),
+        "realistic noise",
+    ),
+    "overexposure": ("brighten", "overexposure"),
+    "quantization": ("color quantization", "quantization"),
+    "underexposure": ("darken", "underexposure"),
+    "spatial": ("jitter", "noneccentricity patch", "pixelate", "color blocking"),
+    "other": ("shifting the mean", "other realistic"),
+}
+# What data sets themselves call theirs (KADID-10k, CSIQ, LIVE), by the class that LIQE gives them.
+_TYPES: Mapping[str, tuple[str, ...]] = {
+    "blur": ("gaussian_blur", "lens_blur", "motion_blur", "color_shift", "blur", "gblur"),
+    "color": ("color_diffusion", "color_saturation_1", "color_saturation_2"),
+    "contrast": ("high_sharpen", "contrast_change", "contrast"),
+    "jpeg compression": ("jpeg",),
+    "jpeg2000 compression": ("jpeg2000", "jp2k", "fastfading"),
+    "noise": (
+        *("white_noise", "white_noise_cc", "impulse_noise", "multiplicative_noise", "denoise"),
+        *("awgn", "fnoise", "wn"),
+    ),
+    "overexposure": ("brighten",),
+    "quantization": ("color_quantization", "quantization"),
+    "underexposure": ("darken",),
+    "spatial": ("jitter", "non_eccentricity_patch", "pixelate", "color_block"),
+    "other": ("mean_shift",),
+}
+_CLASS_OF = {word: kind for kind, words in _ANNOTATED.items() for word in words}
+_CLASS_OF_TYPE = {word: kind for kind, words in _TYPES.items() for word in words}
+_FIELDS = 6  # path, score, distortion, three scenes
+_NO_SCENE = "invalid"
+
+
+class Annotation(NamedTuple):
+    """One line of an annotation file."""
+
+    name: str  # path below the data set's root
+    score: float  # higher is better, on a scale of the file's own
+    distortion: str  # a key of `DISTORTIONS`
+    scenes: tuple[str, ...]  # one to three keys of `SCENES`
+
+
+def read_annotations(paths: Sequence[Path], *, fix_fastfading: bool = True) -> list[Annotation]:
+    """Read LIQE's ``*_clip.txt``: tab-separated, without a header; path, score, distortion, three scenes.
+
+    A scene that is not there is called ``invalid``. Lines that several files have in common count once, so that the
+    training, validation and test files of a split make up a data set.
+
+    Args:
+        paths: one or more files.
+        fix_fastfading: LIVE's images in ``fastfading/`` are annotated as white noise, but are JPEG2000 streams with
+            transmission errors, and LIQE's map has a word for them: they become ``jpeg2000 compression``.
+
+    Raises:
+        ValueError: a line has other fields, an unknown distortion or scene, or contradicts another; the file and the
+            line are named.
+        OSError: a file cannot be read.
+    """
+    found: dict[str, tuple[str, Annotation]] = {}
+    for path in paths:
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: expected a UTF-8 text file ({error})") from error
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                place = f"{path} line {number}"
+                entry = _parsed(place, line, fix_fastfading)
+                first, other = found.setdefault(entry.name, (place, entry))
+                if other != entry:
+                    raise ValueError(f"{place}: {entry.name} is annotated in another way than in {first}")
+    if not found:
+        raise ValueError(f"labels: expected annotations, got none in {', '.join(map(str, paths)) or 'no file'}")
+    return [entry for _, entry in found.values()]
+
+
+def _parsed(place: str, line: str, fix_fastfading: bool) -> Annotation:
+    fields = [field.strip() for field in line.split("\t")]
+    if len(fields) != _FIELDS or not fields[0]:
+        raise ValueError(
+            f"{place}: expected a path, a score, a distortion and three scenes, parted by tabs, got {line[:80]!r}"
+        )
+    name, score, kind, *words = fields
+    if kind not in _CLASS_OF:
+        raise ValueError(f"{place}: expected a distortion among {', '.join(_CLASS_OF)}, got {kind!r}")
+    scenes = tuple(dict.fromkeys(word for word in words if word != _NO_SCENE))
+    unknown = [word for word in scenes if word not in SCENES]
+    if unknown or not scenes:
+        got = ", ".join(map(repr, unknown)) or "none"
+        raise ValueError(f"{place}: expected one to three scenes among {', '.join(SCENES)}, got {got}")
+    faded = fix_fastfading and name.startswith("fastfading/")
+    try:
+        value = float(score)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{place}: expected a score, got {score!r}")
+    return Annotation(name, value, _CLASS_OF["fastfading" if faded else kind], scenes)
+
+
+def match(annotations: Sequence[Annotation], paths: Sequence[Path]) -> list[Annotation | None]:
+    """Find the annotation of each image file.
+
+    Copies of a data set differ in folders, in case and in endings (LIQE has CSIQ's folders in lower case; CLIVE's
+    bitmaps are often kept as JPEG), so a file is known by its name without the ending, and by as many of the folders
+    above it as it takes to tell all annotations apart (LIVE's ``jp2k/img39`` and ``wn/img39``).
+
+    Args:
+        annotations: of `read_annotations`.
+        paths: files.
+
+    Returns:
+        One for each file; None where there is none.
+
+    Raises:
+        ValueError: two files, or two annotations, cannot be told apart.
+    """
+    longest = max((len(PurePosixPath(entry.name).parts) for entry in annotations), default=1)
+    known: dict[tuple[str, ...], Annotation] = {}
+    for depth in range(1, longest + 1):
+        known = {_key(PurePosixPath(entry.name), depth): entry for entry in annotations}
+        if len(known) == len(annotations):
+            break
+    if len(known) < len(annotations):
+        raise ValueError(f"labels: {len(annotations) - len(known)} annotations are of files with the name of another")
+    found = [known.get(_key(path, depth)) for path in paths]
+    seen: dict[str, Path] = {}
+    for path, entry in zip(paths, found, strict=True):
+        if entry is not None and seen.setdefault(entry.name, path) != path:
+            raise ValueError(f"labels: {seen[entry.name]} and {path} cannot be told apart; both are {entry.name}")
+    return found
+
+
+def _key(path: Path | PurePosixPath, depth: int) -> tuple[str, ...]:
+    return tuple(part.casefold() for part in path.with_suffix("").parts[-depth:])
+
+
+def class_of_type(name: str | None) -> str | None:
+    """LIQE's class (a key of `DISTORTIONS`) of what a data set calls a distortion; None where it gives none.
+
+    Args:
+        name: ``distortion`` of a row of KADID-10k, CSIQ or LIVE; case does not count.
+    """
+    return None if name is None else _CLASS_OF_TYPE.get(name.casefold())

@@ -1,0 +1,1 @@
+"""KADID-10k's 25 distortions at five levels, one module for each family."""

@@ -1,0 +1,1 @@
+"""Numbers with intervals: metrics, folds, attacks, timing, and scores of files as a table."""

@@ -1,0 +1,1 @@
+"""What the papers published, and runs that stand beside it."""

@@ -1,0 +1,1 @@
+"""Self-contained HTML pages: reports, comparisons and blind studies."""

@@ -1,0 +1,97 @@
+"""The state of an interrupted training run, as safetensors and JSON: no pickle is written or read."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from attriqa.files import atomic_path
+
+
+class StateError(ValueError):
+    """A saved training state that belongs to another run or is damaged."""
+
+
+def save_state(
+    path: Path | str, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, counters: Mapping[str, Any]
+) -> None:
+    """Write everything that a run needs to go on, whole or not at all.
+
+    Args:
+        path: the file to write.
+        modules: by name; their parameters and buffers are kept.
+        optimizer: its per-parameter tensors and its group settings are kept.
+        counters: JSON types: where the run stands, and its configuration, which `load_state` compares.
+    """
+    tensors = {
+        f"{name}.{key}": value.contiguous()
+        for name, module in modules.items()
+        for key, value in module.state_dict().items()
+    }
+    saved = optimizer.state_dict()
+    for index, slots in saved["state"].items():
+        for slot, value in slots.items():
+            tensors[f"optimizer.{index}.{slot}"] = torch.as_tensor(value).contiguous()
+    about = {"groups": json.dumps(saved["param_groups"]), "counters": json.dumps(dict(counters))}
+    with atomic_path(path) as temporary:
+        save_file({key: value.detach().clone() for key, value in tensors.items()}, temporary, metadata=about)
+
+
+def load_state(
+    path: Path | str, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, *, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Restore what `save_state` wrote, in place.
+
+    Args:
+        path: a file of `save_state` whose counters hold a ``"config"``.
+        modules: as they were saved.
+        optimizer: over the same parameters in the same order.
+        config: the configuration of this run; it must equal the saved one.
+
+    Returns:
+        The counters.
+
+    Raises:
+        StateError: the file is damaged, or its configuration differs (each differing field is named with both values).
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        counters: dict[str, Any] = json.loads(about["counters"])
+        groups = json.loads(about["groups"])
+    except Exception as error:
+        raise StateError(
+            f"{path}: not a training state that can be resumed ({error}); delete it to start afresh"
+        ) from error
+    found = counters["config"]
+    if found != dict(config):
+        differing = [
+            f"{key}: {found.get(key)!r} there, {config.get(key)!r} now"
+            for key in {**found, **config}
+            if found.get(key) != config.get(key)
+        ]
+        raise StateError(
+            f"{path} belongs to a run with another configuration ({'; '.join(differing)}); choose another --out"
+        )
+    for name, module in modules.items():
+        prefix = f"{name}."
+        module.load_state_dict(
+            {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        )
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, slot = key.split(".", 2)
+            slots.setdefault(int(index), {})[slot] = value
+    optimizer.load_state_dict({"state": slots, "param_groups": groups})
+    for parameter, state in optimizer.state.items():  # as the run had them: strides decide how sums are rounded
+        for slot, value in state.items():
+            if value.shape == parameter.shape:
+                state[slot] = torch.empty_like(parameter).copy_(value)
+    return counters

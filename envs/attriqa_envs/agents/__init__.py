@@ -1,0 +1,1 @@
+"""What tunes: policies, their training and checkpoints, and searches without one."""

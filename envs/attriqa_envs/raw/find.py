@@ -1,0 +1,90 @@
+"""Raw files and photos in folders, and each as linear light."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from attriqa import images
+from attriqa_envs.isp import color as isp_color
+from attriqa_envs.raw.decode import LinearImage, decode
+from attriqa_envs.raw.mosaic import header_of
+from attriqa_envs.raw.sensor import RawMetadata
+
+Kind = Literal["raw", "mosaic", "photo"]
+_RAW_NAMES = "3fr arw bin cr2 cr3 crw dcr dng erf iiq kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw x3f"
+RAW_SUFFIXES = frozenset(f".{name}" for name in _RAW_NAMES.split())
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that can be read as linear light: a raw file, a headerless mosaic with its JSON, or a photo."""
+
+    path: Path
+    kind: Kind
+
+    def read(self, shorter_edge: int | None = None) -> LinearImage:
+        """Read it, ``shorter_edge`` px on its shorter side; see `read_linear`.
+
+        Raises:
+            ImageError: whatever is wrong with the file.
+        """
+        return read_linear(self, shorter_edge=shorter_edge)
+
+
+def find_images(root: Path | str, *, kind: Literal["any", "raw", "photo"] = "any") -> list[Source]:
+    """The pictures in a folder and the folders in it, sorted by path.
+
+    Args:
+        root: a folder, or one file.
+        kind: ``"raw"``: raw files and headerless mosaics. ``"photo"``: what `attriqa.images.read` takes. ``"any"``:
+            raws where there are some, photos otherwise: a photo beside raws is a rendering of one of them.
+
+    Raises:
+        ValueError: ``root`` does not exist, or holds nothing of that kind; it says what it holds.
+    """
+    root = Path(root)
+    if kind not in ("any", "raw", "photo"):
+        raise ValueError(f"kind: expected any, raw or photo; got {kind!r}")
+    if not root.exists():
+        raise ValueError(f"root: expected a folder of raw files or photos; there is no {root}")
+    raws = [Source(path, "raw" if header_of(path) is None else "mosaic") for path in _raw_files(root)]
+    photos = [Source(path, "photo") for path in images.find(root, recursive=True) if not _is_raw(path)]
+    found = raws if kind == "raw" else photos if kind == "photo" else raws or photos
+    if not found:
+        wanted = {"raw": "raw files", "photo": "photos"}.get(kind, "raw files or photos")
+        raise ValueError(f"root: expected {wanted} in {root}; found {len(raws)} raw files and {len(photos)} photos")
+    return found
+
+
+def _is_raw(path: Path) -> bool:
+    return path.suffix.lower() in RAW_SUFFIXES
+
+
+def _raw_files(root: Path) -> list[Path]:
+    if root.is_file():
+        return [root] if _is_raw(root) else []
+    found = []
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        new = os.path.realpath(folder) not in seen
+        seen.add(os.path.realpath(folder))
+        folders[:] = [name for name in folders if new and not name.startswith(".")]
+        names = names if new else []
+        found += [Path(folder, name) for name in names if not name.startswith(".") and _is_raw(Path(name))]
+    # A .bin is a mosaic only where a JSON says so; much else is called that.
+    return sorted(path for path in found if path.suffix.lower() != ".bin" or header_of(path) is not None)
+
+
+def read_linear(source: Source, *, shorter_edge: int | None = None) -> LinearImage:
+    """Linear light of a source, float32; a photo's sRGB values are decoded, its tone curve stays in it.
+
+    Raises:
+        ImageError: whatever is wrong with the file.
+        ValueError: ``shorter_edge`` is not an integer of at least 32.
+    """
+    if source.kind != "photo":
+        return decode(source.path, shorter_edge=shorter_edge)
+    pixels = isp_color.decode(images.read(source.path, shorter_edge=shorter_edge))
+    height, width = pixels.shape[1:]
+    return LinearImage(pixels, RawMetadata(str(source.path), "photo", (height, width)))
