@@ -45,7 +45,7 @@ from attriqa_envs.isp import KEYS
 from attriqa_envs.isp.color import decode
 from attriqa_envs.raw.bank import load_bank
 from attriqa_envs.raw.cache import RenditionCache
-from attriqa_envs.raw.find import Source, find_images
+from attriqa_envs.raw.find import ImageFile, find_images
 from attriqa_envs.tuning import ISPTuningEnv, TuningTask
 from attriqa_envs.tuning.core import ISPCore
 from attriqa_envs.tuning.sb3 import ISPTuningSB3
@@ -211,7 +211,7 @@ def measure_raw(config: Config, folder: Path) -> Numbers:
     return result | ratios("times_cached", seconds["decoded"], seconds["cached"])
 
 
-def _mosaic(folder: Path, config: Config) -> Source:
+def _mosaic(folder: Path, config: Config) -> ImageFile:
     """A headerless 14-bit mosaic of noise around gray."""
     width, height = (MOSAIC[0] // 20, MOSAIC[1] // 20) if config.smoke else MOSAIC
     values = np.random.default_rng(config.seed).normal(3000, 300, (height, width)).clip(0, 16383)
@@ -219,10 +219,10 @@ def _mosaic(folder: Path, config: Config) -> Source:
     values.astype("<u2").tofile(path)
     header = {"width": width, "height": height, "pattern": "RGGB", "black": 600, "white": 16383, "gains": [2, 1, 1.5]}
     path.with_suffix(".json").write_text(json.dumps(header), encoding="utf-8")
-    return Source(path, "mosaic")
+    return ImageFile(path, "mosaic")
 
 
-def _read(cache: RenditionCache, sources: Sequence[Source]) -> None:
+def _read(cache: RenditionCache, sources: Sequence[ImageFile]) -> None:
     for source in sources:
         cache.read(source)
 

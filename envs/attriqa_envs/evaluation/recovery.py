@@ -8,6 +8,7 @@ the original being known, is the ceiling that `toward` measures.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from attriqa_envs.isp import KEYS, render
 from attriqa_envs.isp.color import decode, encode
 from attriqa_envs.isp.difference import delta_e, psnr
 from attriqa_envs.raw.image_sets import ImageGroup, seeds_of
+from attriqa_envs.raw.unprocess import draw_normal
 
 
 @dataclass(frozen=True)
@@ -37,45 +39,30 @@ class Perturbation:
     apply: Callable[[Tensor, Sequence[int]], Tensor]
 
 
-def _gains(red: float, green: float, blue: float) -> Callable[[Tensor, Sequence[int]], Tensor]:
-    def apply(linear: Tensor, seeds: Sequence[int]) -> Tensor:
-        return linear * linear.new_tensor([red, green, blue])[:, None, None]
-
-    return apply
+def _gains(linear: Tensor, seeds: Sequence[int], *, gains: tuple[float, float, float]) -> Tensor:
+    return linear * linear.new_tensor(gains)[:, None, None]
 
 
-def _contrast(factor: float) -> Callable[[Tensor, Sequence[int]], Tensor]:
+def _contrast(linear: Tensor, seeds: Sequence[int], *, factor: float) -> Tensor:
     """Display values scaled about one half."""
-
-    def apply(linear: Tensor, seeds: Sequence[int]) -> Tensor:
-        return decode(0.5 + factor * (encode(linear) - 0.5)).clamp(min=0)
-
-    return apply
+    return decode(0.5 + factor * (encode(linear) - 0.5)).clamp(min=0)
 
 
-def _noise(shot: float, read: float) -> Callable[[Tensor, Sequence[int]], Tensor]:
-    """Gaussian noise of variance ``shot * light + read``, drawn on the CPU, so the same on every device."""
-
-    def apply(linear: Tensor, seeds: Sequence[int]) -> Tensor:
-        drawn = [
-            torch.randn(picture.shape, generator=torch.Generator().manual_seed(seed))
-            for picture, seed in zip(linear, seeds, strict=True)
-        ]
-        return (linear + torch.stack(drawn).to(linear) * (shot * linear + read).sqrt()).clamp(min=0)
-
-    return apply
+def _noise(linear: Tensor, seeds: Sequence[int], *, shot: float, read: float) -> Tensor:
+    """Gaussian noise of variance ``shot * light + read``."""
+    return (linear + draw_normal(linear, seeds) * (shot * linear + read).sqrt()).clamp(min=0)
 
 
 PERTURBATIONS: tuple[Perturbation, ...] = (
-    Perturbation("bright", "exposure +2 EV", _gains(4.0, 4.0, 4.0)),
-    Perturbation("dark", "exposure -2 EV", _gains(0.25, 0.25, 0.25)),
-    Perturbation("warm", "red x 1.3, blue / 1.3", _gains(1.3, 1.0, 1 / 1.3)),
-    Perturbation("cool", "red / 1.3, blue x 1.3", _gains(1 / 1.3, 1.0, 1.3)),
-    Perturbation("green", "green x 1.3", _gains(1.0, 1.3, 1.0)),
-    Perturbation("magenta", "green / 1.3", _gains(1.0, 1 / 1.3, 1.0)),
-    Perturbation("flat", "display contrast x 0.6", _contrast(0.6)),
-    Perturbation("harsh", "display contrast x 1.5", _contrast(1.5)),
-    Perturbation("noise", "noise of variance 0.008 x light + 0.0002", _noise(0.008, 2e-4)),
+    Perturbation("bright", "exposure +2 EV", partial(_gains, gains=(4.0, 4.0, 4.0))),
+    Perturbation("dark", "exposure -2 EV", partial(_gains, gains=(0.25, 0.25, 0.25))),
+    Perturbation("warm", "red x 1.3, blue / 1.3", partial(_gains, gains=(1.3, 1.0, 1 / 1.3))),
+    Perturbation("cool", "red / 1.3, blue x 1.3", partial(_gains, gains=(1 / 1.3, 1.0, 1.3))),
+    Perturbation("green", "green x 1.3", partial(_gains, gains=(1.0, 1.3, 1.0))),
+    Perturbation("magenta", "green / 1.3", partial(_gains, gains=(1.0, 1 / 1.3, 1.0))),
+    Perturbation("flat", "display contrast x 0.6", partial(_contrast, factor=0.6)),
+    Perturbation("harsh", "display contrast x 1.5", partial(_contrast, factor=1.5)),
+    Perturbation("noise", "noise of variance 0.008 x light + 0.0002", partial(_noise, shot=0.008, read=2e-4)),
 )
 
 

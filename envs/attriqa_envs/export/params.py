@@ -26,7 +26,7 @@ def save_params(path: Path | str, params: Tensor, *, source: str = "") -> None:
     Raises:
         ValueError: as `attriqa_envs.isp.parameters.check_params`, or there is more than one vector.
     """
-    values = _one(params)
+    values = one_vector(params)
     record = {
         "format": _FORMAT,
         "isp_version": ISP_VERSION,
@@ -79,7 +79,7 @@ def write_cube(path: Path | str, params: Tensor, *, size: int = 33) -> None:
         params: ``(P,)`` physical values; the comments of the file list those it holds.
         size: points per side, 2 to 256; 33 is what most programs take.
     """
-    values = _one(params)
+    values = one_vector(params)
     if not 2 <= size <= 256:
         raise ValueError(f"size: expected 2 to 256 points per side, got {size}")
     pointwise = torch.tensor([p.stage != "detail" for p in PARAMETERS])
@@ -96,8 +96,12 @@ def write_cube(path: Path | str, params: Tensor, *, size: int = 33) -> None:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _one(params: Tensor) -> Tensor:
-    """One vector of params, checked, on the CPU and in at least float32."""
+def one_vector(params: Tensor) -> Tensor:
+    """One picture's params ``(P,)``, checked, on the CPU and in at least float32.
+
+    Raises:
+        ValueError: as `attriqa_envs.isp.parameters.check_params`, or there is more than one vector.
+    """
     check_params(params)
     if params.ndim != 1:
         raise ValueError(f"params: expected one picture's, ({len(KEYS)},), got shape {tuple(params.shape)}")

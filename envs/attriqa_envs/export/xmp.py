@@ -34,7 +34,8 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from attriqa.files import atomic_path
-from attriqa_envs.isp import KEYS, check_params, render, table_hash
+from attriqa_envs.export.params import one_vector
+from attriqa_envs.isp import KEYS, render, table_hash
 from attriqa_envs.isp.color import LUMINANCE, SRGB_TO_XYZ, decode
 from attriqa_envs.isp.difference import delta_e, psnr
 from attriqa_envs.raw.color import apply_matrix
@@ -165,10 +166,7 @@ def to_camera_raw(params: Tensor, camera: Camera | None = None) -> Sidecar:
     Raises:
         ValueError: as `attriqa_envs.isp.parameters.check_params`, or there is more than one vector.
     """
-    check_params(params)
-    if params.ndim != 1:
-        raise ValueError(f"params: expected one picture's, ({len(KEYS)},), got shape {tuple(params.shape)}")
-    p = dict(zip(KEYS, params.double().tolist(), strict=True))
+    p = dict(zip(KEYS, one_vector(params).double().tolist(), strict=True))
     settings = {"Exposure2012": round(p["exposure"], 2)}
     settings |= {name: round(full * p[key]) for key, (name, full) in _SHARES.items()}
     settings["SharpenRadius"] = round(2 ** p["sharpen_radius"], 1)

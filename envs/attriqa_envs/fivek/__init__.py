@@ -10,6 +10,7 @@ A photo is known by its number, 1 to 5000, the four digits of its name; names ho
 or names in text files, one a line: 2000/2000/1000 and 4500/500 are both in use, so the file says which.
 """
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -147,11 +148,9 @@ def read_splits(paths: Mapping[str, Path | str]) -> dict[str, list[int]]:
         ValueError: two lists share photos, or one of them is wrong.
     """
     splits = {name: read_split(path) for name, path in paths.items()}
-    names = list(splits)
-    for place, first in enumerate(names):
-        for second in names[place + 1 :]:
-            shared = sorted(set(splits[first]) & set(splits[second]))
-            if shared:
-                listed = ", ".join(map(str, shared[:5])) + (", ..." if len(shared) > 5 else "")
-                raise ValueError(f"{first}, {second}: expected lists that share no photo; both have {listed}")
+    for first, second in itertools.combinations(splits, 2):
+        shared = sorted(set(splits[first]) & set(splits[second]))
+        if shared:
+            listed = ", ".join(map(str, shared[:5])) + (", ..." if len(shared) > 5 else "")
+            raise ValueError(f"{first}, {second}: expected lists that share no photo; both have {listed}")
     return splits

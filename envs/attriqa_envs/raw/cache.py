@@ -27,7 +27,7 @@ from attriqa import images
 from attriqa.files import atomic_path
 from attriqa.images import ImageError
 from attriqa_envs.raw.decode import LinearImage
-from attriqa_envs.raw.find import ImageFile, Kind, read_linear
+from attriqa_envs.raw.find import ImageFile, Kind
 from attriqa_envs.raw.mosaic import header_of
 from attriqa_envs.raw.sensor import Matrix, RawMetadata
 
@@ -70,12 +70,12 @@ class RenditionCache:
             ImageError: whatever is wrong with the file.
         """
         if self.folder is None:
-            return _half(read_linear(source, shorter_edge=self.shorter_edge))
+            return _half(source.read(self.shorter_edge))
         entry = self.entry(source)
         kept = _load(entry)
         if kept is not None:  # the file may have moved since
             return LinearImage(kept.pixels, dataclasses.replace(kept.metadata, path=str(source.path)))
-        image = _half(read_linear(source, shorter_edge=self.shorter_edge))
+        image = _half(source.read(self.shorter_edge))
         _save(entry, image)
         return image
 

@@ -25,12 +25,20 @@ class ImageFile:
     kind: Kind
 
     def read(self, shorter_edge: int | None = None) -> LinearImage:
-        """Read it, ``shorter_edge`` px on its shorter side; see `read_linear`.
+        """Its linear light, float32; a photo's sRGB values are decoded, its tone curve stays in it.
+
+        Args:
+            shorter_edge: px of the shorter side; `None`: as it is.
 
         Raises:
             ImageError: whatever is wrong with the file.
+            ValueError: ``shorter_edge`` is not an integer of at least 32.
         """
-        return read_linear(self, shorter_edge=shorter_edge)
+        if self.kind != "photo":
+            return decode(self.path, shorter_edge=shorter_edge)
+        pixels = isp_color.decode(images.read(self.path, shorter_edge=shorter_edge))
+        height, width = pixels.shape[1:]
+        return LinearImage(pixels, RawMetadata(str(self.path), "photo", (height, width)))
 
 
 def find_images(root: Path | str, *, kind: Literal["any", "raw", "photo"] = "any") -> list[ImageFile]:
@@ -77,22 +85,12 @@ def _raw_files(root: Path) -> list[Path]:
     return sorted(path for path in found if path.suffix.lower() != ".bin" or header_of(path) is not None)
 
 
-def read_linear(source: ImageFile, *, shorter_edge: int | None = None) -> LinearImage:
-    """Linear light of a source, float32; a photo's sRGB values are decoded, its tone curve stays in it.
-
-    Raises:
-        ImageError: whatever is wrong with the file.
-        ValueError: ``shorter_edge`` is not an integer of at least 32.
-    """
-    if source.kind != "photo":
-        return decode(source.path, shorter_edge=shorter_edge)
-    pixels = isp_color.decode(images.read(source.path, shorter_edge=shorter_edge))
-    height, width = pixels.shape[1:]
-    return LinearImage(pixels, RawMetadata(str(source.path), "photo", (height, width)))
+_RENAMED = {"Source": ImageFile, "read_linear": ImageFile.read}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Source":
-        warnings.warn("attriqa_envs.raw.find.Source is now ImageFile", DeprecationWarning, stacklevel=2)
-        return ImageFile
+    if name in _RENAMED:
+        new = _RENAMED[name]
+        warnings.warn(f"{__name__}.{name} is now {new.__qualname__}", DeprecationWarning, stacklevel=2)
+        return new
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

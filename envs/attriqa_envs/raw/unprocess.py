@@ -186,15 +186,16 @@ def _inverse_smoothstep(images: Tensor) -> Tensor:
 
 
 def _noisy(sensor: Tensor, conditions: Conditions, seeds: Sequence[int]) -> Tensor:
-    """Add noise of variance ``shot * signal + read``; drawn on the CPU, so the same on every device."""
+    """Add noise of variance ``shot * signal + read``."""
     variance = conditions.shot_noise[:, None, None, None] * sensor.clamp(min=0)
     variance = variance + conditions.read_noise[:, None, None, None]
     if not bool((variance > 0).any()):
         return sensor
-    noise = torch.stack(
-        [
-            torch.randn(image.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
-            for image, seed in zip(sensor, seeds, strict=True)
-        ]
-    )
-    return sensor + noise.to(sensor) * variance.sqrt()
+    return sensor + draw_normal(sensor, seeds) * variance.sqrt()
+
+
+def draw_normal(like: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Standard normal noise of the shape of ``like (B, ...)``, a seed per image; the same on every device."""
+    pairs = zip(like, seeds, strict=True)
+    drawn = [torch.randn(image.shape, generator=torch.Generator().manual_seed(seed)) for image, seed in pairs]
+    return torch.stack(drawn).to(like)

@@ -20,21 +20,26 @@ Floats = NDArray[np.float32]
 Rows = NDArray[np.intp]  # indices of episodes
 
 
-class ParamsState:
-    """Params on their way from the camera's default; each picture is rendered anew from its linear light.
+class _State:
+    """What both have: the bank ``(N, 3, H, W)`` of linear light, and a way into its device."""
 
-    Args:
-        task: in ``"params"`` mode.
-        bank: ``(N, 3, H, W)`` linear light.
-        count: of episodes at once.
-    """
+    def __init__(self, bank: Tensor) -> None:
+        self._bank = bank
+
+    def _at(self, rows: Rows) -> Tensor:
+        return torch.from_numpy(rows).to(self._bank.device)
+
+
+class ParamsState(_State):
+    """Params on their way from the camera's default; each picture is rendered anew from its linear light."""
 
     key = "params"
 
     def __init__(self, task: TuningTask, bank: Tensor, count: int) -> None:
+        super().__init__(bank)
         chosen = KEYS if task.parameters is None else task.parameters
         self.columns = torch.tensor([KEYS.index(key) for key in chosen], device=bank.device)
-        self._task, self._bank = task, bank
+        self._task = task
         self._default = to_action(torch.zeros(len(KEYS), device=bank.device))
         self._values = self._default.repeat(count, 1)  # (n, P), normalised
         self._images = torch.zeros(count, dtype=torch.long, device=bank.device)
@@ -93,23 +98,15 @@ class ParamsState:
         """All P params, physical."""
         return {"params": to_params(self.place(rows)).numpy(force=True).copy()}
 
-    def _at(self, rows: Rows) -> Tensor:
-        return torch.from_numpy(rows).to(self._bank.device)
 
-
-class ToolsState:
-    """Pictures that tools change one after the other, from the camera's default rendering on.
-
-    Args:
-        task: in ``"tools"`` mode.
-        bank: ``(N, 3, H, W)`` linear light.
-        count: of episodes at once.
-    """
+class ToolsState(_State):
+    """Pictures that tools change one after the other, from the camera's default rendering on."""
 
     key = "tools"
 
     def __init__(self, task: TuningTask, bank: Tensor, count: int) -> None:
-        self._bank, self._steps = bank, task.steps
+        super().__init__(bank)
+        self._steps = task.steps
         self.columns = torch.zeros(0, dtype=torch.long, device=bank.device)
         self._pictures = torch.zeros(count, *bank.shape[1:], device=bank.device)
         self._used = np.zeros((count, len(TOOLS)), np.float32)
@@ -148,7 +145,7 @@ class ToolsState:
         return torch.zeros(len(rows), 0, device=self._bank.device)
 
     def pictures(self, rows: Rows, place: Tensor) -> Tensor:
-        """As they are."""
+        """As the tools left them."""
         return self._pictures[self._at(rows)]
 
     def observation(self, rows: Rows) -> Floats:
@@ -156,20 +153,14 @@ class ToolsState:
         return self._used[rows] / np.float32(self._steps)
 
     def distance(self, place: Tensor) -> Tensor:
-        """Zero."""
+        """No params, so no distance: zeros ``(B,)``."""
         return place.sum(1)
 
     def facts(self, rows: Rows) -> dict[str, NDArray[Any]]:
-        """Nothing."""
+        """The pictures tell all that there is."""
         return {}
 
-    def _at(self, rows: Rows) -> Tensor:
-        return torch.from_numpy(rows).to(self._bank.device)
 
-
-State = ParamsState | ToolsState
-
-
-def make_state(task: TuningTask, bank: Tensor, count: int) -> State:
-    """The state of the task's mode."""
+def make_state(task: TuningTask, bank: Tensor, count: int) -> ParamsState | ToolsState:
+    """The state of the task's mode, of ``count`` episodes at once."""
     return ParamsState(task, bank, count) if task.mode == "params" else ToolsState(task, bank, count)

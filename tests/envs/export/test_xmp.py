@@ -21,7 +21,7 @@ from attriqa_envs.isp import render
 from attriqa_envs.isp.color import decode, encode
 from attriqa_envs.isp.difference import delta_e
 from attriqa_envs.raw import decode as decode_raw
-from attriqa_envs.raw.find import Source
+from attriqa_envs.raw.find import ImageFile
 from tests.support import dng_files
 from tests.support.isp_pictures import gray_ramp, params, picture, random_params
 
@@ -76,7 +76,7 @@ def test_photos_and_files_without_white_balance_have_no_camera(tmp_path: Path) -
         path = dng_files.write_dng(tmp_path / f"{name}.dng", mosaic, **options)  # type: ignore[arg-type]
         assert camera_of(decode_raw(path).metadata) is None, name
     path = dng_files.write_mosaic(tmp_path / "c.raw", mosaic)
-    assert camera_of(Source(path, "mosaic").read().metadata) is None
+    assert camera_of(ImageFile(path, "mosaic").read().metadata) is None
     sidecar = to_camera_raw(one(temperature=30, tint=0.2, hue=5))
     assert sidecar.dropped == ("hue", "temperature", "tint")
     assert "Temperature" not in sidecar.settings

@@ -15,7 +15,7 @@ from attriqa_envs.isp.color import encode
 from attriqa_envs.raw import LinearImage, decode
 from attriqa_envs.raw import cache as raw_cache
 from attriqa_envs.raw.cache import RenditionCache
-from attriqa_envs.raw.find import ImageFile, find_images, read_linear
+from attriqa_envs.raw.find import ImageFile, find_images
 from tests.support.dng_files import mosaic_of, smooth_scene, write_dng, write_mosaic
 
 
@@ -36,11 +36,13 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that were decoded, as they are decoded."""
     seen: list[Path] = []
 
-    def counted(source: ImageFile, *, shorter_edge: int | None = None) -> LinearImage:
-        seen.append(source.path)
-        return read_linear(source, shorter_edge=shorter_edge)
+    read = ImageFile.read
 
-    monkeypatch.setattr(raw_cache, "read_linear", counted)
+    def counted(file: ImageFile, shorter_edge: int | None = None) -> LinearImage:
+        seen.append(file.path)
+        return read(file, shorter_edge)
+
+    monkeypatch.setattr(ImageFile, "read", counted)
     return seen
 
 
@@ -86,7 +88,7 @@ def test_every_kind_of_source_can_be_rendered(tmp_path: Path, dng: Path) -> None
 
 def test_a_photos_linear_light_encodes_to_the_photo(tmp_path: Path) -> None:
     path = write_photo(tmp_path / "p.png")
-    linear = read_linear(ImageFile(path, "photo"))
+    linear = ImageFile(path, "photo").read()
     torch.testing.assert_close(encode(linear.pixels), images.read(path), atol=1e-6, rtol=0)
     half = RenditionCache(None, 48).read(ImageFile(path, "photo"))
     assert float((encode(half.pixels.float()) - images.read(path)).abs().max()) < 0.5 / 255
