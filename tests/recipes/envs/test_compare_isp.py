@@ -23,8 +23,6 @@ from attriqa_envs.isp import KEYS, render
 from attriqa_envs.raw.cache import RenditionCache
 from attriqa_envs.raw.find import find_images
 from attriqa_envs.raw.image_sets import ImageGroup, read_group, read_unseen, seeds_of
-from attriqa_envs.tuning import TuningTask
-from tests.support import small_net
 from tests.support.compare_helpers import load_recipe, write_photos, write_policy
 from tests.support.isp_pictures import params
 from tests.support.trees import fivek as fivek_tree
@@ -182,19 +180,11 @@ def test_perturbed_groups_know_their_originals(tmp_path: Path) -> None:
 
 # The recipe.
 
-
-@pytest.fixture(scope="module")
-def recipe() -> Any:
-    return load_recipe("compare_isp")
+recipe = load_recipe("compare_isp")
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_net.save(tmp_path_factory.mktemp("weights") / "small.safetensors")
-
-
-@pytest.fixture(scope="module")
-def done(recipe: Any, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+def done(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A finished comparison, and its command."""
     root = tmp_path_factory.mktemp("compare")
     photos = write_photos(root / "photos", 4)
@@ -221,7 +211,7 @@ def test_the_comparison_has_every_method_on_unseen_images(done: tuple[Path, list
     assert list(moved) == list(KEYS)
 
 
-def test_a_run_goes_on_where_it_stopped(recipe: Any, done: tuple[Path, list[str]]) -> None:
+def test_a_run_goes_on_where_it_stopped(done: tuple[Path, list[str]]) -> None:
     out, command = done
     records = sorted((out / "records").rglob("photo*.json"))
     assert len(records) == 10
@@ -250,7 +240,7 @@ def test_pictures_of_the_table_are_what_their_params_render(done: tuple[Path, li
     assert told["judges"]["contrast"] == pytest.approx(kept, abs=0.01)
 
 
-def test_changed_weights_are_refused(recipe: Any, done: tuple[Path, list[str]]) -> None:
+def test_changed_weights_are_refused(done: tuple[Path, list[str]]) -> None:
     out, command = done
     kept = out / "records" / "config.json"
     text = kept.read_text()
@@ -262,7 +252,7 @@ def test_changed_weights_are_refused(recipe: Any, done: tuple[Path, list[str]]) 
         kept.write_text(text)
 
 
-def test_the_blind_page_of_two_methods(recipe: Any, done: tuple[Path, list[str]], tmp_path: Path) -> None:
+def test_the_blind_page_of_two_methods(done: tuple[Path, list[str]], tmp_path: Path) -> None:
     recipe.main(["ab", str(done[0]), "--a", "policy", "--b", "adam", "--out", str(tmp_path)])
     pairs = read_pairs(tmp_path / "pairs.csv", judged=False)
     assert [(pair.image_a, pair.image_b) for pair in pairs] == [
@@ -280,7 +270,7 @@ def test_the_blind_page_of_two_methods(recipe: Any, done: tuple[Path, list[str]]
         recipe.main(["ab", str(done[0]), "--a", "expert", "--b", "adam", "--out", str(tmp_path)])
 
 
-def test_recovery_tells_how_near_each_method_comes(recipe: Any, weights: Path, tmp_path: Path) -> None:
+def test_recovery_tells_how_near_each_method_comes(weights: Path, tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos", 2)
     words = ["--photos", photos, "--model", weights, "--recover", "--methods", "random", "--smoke", "--out", tmp_path]
     recipe.main([*map(str, words)])
@@ -296,57 +286,8 @@ def test_recovery_tells_how_near_each_method_comes(recipe: Any, weights: Path, t
     assert all(text in page for text in ('"original"', "bright: photo_0.png", "CIEDE2000", '"ceiling"'))
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ([], "--photos, --raw, --fivek: expected one"),
-        (["--photos", "a", "--images", "0"], "--images: expected at least 1, got 0"),
-        (["--photos", "a", "--policy", "p", "--parameters", "hue"], "--parameters: expected none with --policy"),
-        (["--photos", "a", "--methods", "grid"], "invalid choice: 'grid'"),
-    ],
-)
-def test_wrong_command_lines(recipe: Any, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as error:
-        recipe.main(words)
-    assert error.value.code == 2
-    assert re.search(message, capsys.readouterr().err)
-
-
-def test_wrong_files_leave_nothing_claimed(recipe: Any, weights: Path, tmp_path: Path) -> None:
-    photos = write_photos(tmp_path / "photos", 1)
-    (tmp_path / "empty").mkdir()
-    tools = write_policy_of_tools(tmp_path / "tools")
-    for words, message in (
-        (["--photos", tmp_path / "none"], "there is no .*none"),
-        (["--raw", tmp_path / "empty"], "expected raw files in"),
-        (["--photos", photos, "--photo-pattern", "x*"], "--photo-pattern: .* got none of 1"),
-        (["--photos", photos, "--policy", tmp_path / "empty"], "folder: expected one with policy.safetensors"),
-        (["--photos", photos, "--policy", tools], "--policy: expected one that sets ISP parameters"),
-        (["--photos", photos, "--judges", weights], "judge: expected one that is not optimised"),
-    ):
-        with pytest.raises(SystemExit, match=message):
-            recipe.main([*map(str, words), "--model", str(weights), "--out", str(tmp_path / "out")])
-    assert not (tmp_path / "out" / "config.json").exists()
-
-
-def write_policy_of_tools(folder: Path) -> Path:
-    """A folder that says so; its weights are never asked."""
-    from stable_baselines3 import DQN
-
-    from attriqa_envs.agents.policy import policy_options, save_policy
-    from attriqa_envs.tuning.core import ISPCore
-    from attriqa_envs.tuning.sb3 import ISPTuningSB3
-
-    task = TuningTask("tools")
-    env = ISPTuningSB3(ISPCore(torch.full((1, 3, 32, 32), 0.2).half(), moments, 1, task))
-    with torch.random.fork_rng(devices=[]):
-        model = DQN("MultiInputPolicy", env, buffer_size=4, policy_kwargs=policy_options("dqn"), seed=0)
-    save_policy(folder, model.policy, algorithm="dqn", task=task, about={})
-    return folder
-
-
 @pytest.mark.slow
-def test_the_experts_renderings_stand_beside(recipe: Any, weights: Path, tmp_path: Path) -> None:
+def test_the_experts_renderings_stand_beside(weights: Path, tmp_path: Path) -> None:
     root = fivek_tree.write(tmp_path / "fivek")
     out = tmp_path / "out"
     words = ["--fivek", root, "--model", weights, "--methods", "random", "--random-renders", "2", "--side", "48"]

@@ -1,10 +1,8 @@
 """FiveK: its layout, its splits, its experts' renderings in colour, and what the doctor finds."""
 
-import importlib.util
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -21,9 +19,8 @@ from attriqa_envs.fivek.doctor import Finding, examine_photo, examine_tree, runs
 from attriqa_envs.fivek.expert import read_expert, read_profile
 from attriqa_envs.raw.cache import RenditionCache
 from tests.support import dng_files
+from tests.support.compare_helpers import load_recipe
 from tests.support.trees import fivek as fivek_tree
-
-RECIPE = Path(__file__).resolve().parents[3] / "envs" / "fivek.py"
 
 
 @pytest.fixture
@@ -291,35 +288,19 @@ def test_what_is_missing_is_told_in_ranges(root: Path) -> None:
     assert runs([]) == []
 
 
-@pytest.fixture
-def doctor() -> Callable[..., int]:
+def doctor(*words: object) -> int:
     """Run the recipe in this process; its exit status."""
-    spec = importlib.util.spec_from_file_location("recipe_fivek", RECIPE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-
-    def run(*words: object) -> int:
-        try:
-            module.main([*map(str, words)])
-        except SystemExit as end:
-            if isinstance(end.code, int):
-                return end.code
-            print(end.code)
-            return 1
-        return 0
-
-    return run
+    try:
+        load_recipe("fivek").main(["doctor", *map(str, words)])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
 
 
-def test_the_recipe_reports_resumes_and_ends_with_a_status(
-    root: Path, doctor: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_recipe_reports_resumes_and_ends_with_a_status(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     split, out = root.parent / "list.txt", root.parent / "out"
     split.write_text("\n".join(fivek_tree.NAMES.values()))
-    words = ("doctor", root, "--splits", split, "--out", out)
+    words = (root, "--splits", split, "--out", out)
     assert doctor(*words) == 0
     assert "5 photos examined, experts c e: 0 faults (0 missing" in capsys.readouterr().out
     assert json.loads((out / "metrics.json").read_text())["n"] == 5
@@ -338,28 +319,6 @@ def test_the_recipe_reports_resumes_and_ends_with_a_status(
     path.write_bytes(data)
     os.utime(path)
     assert doctor(*words) == 0
-
-
-@pytest.mark.parametrize(
-    ("words", "status", "message"),
-    [
-        ((), 2, "the following arguments are required: command"),
-        (("cure", "x"), 2, "invalid choice: 'cure' (choose from"),
-        (("doctor", "nowhere"), 1, "root: expected a folder with raw_photos or fivek_dataset/raw_photos; got nowhere"),
-        (("doctor", "nowhere", "--experts", "z"), 2, "experts: expected letters a to e, got z"),
-        (("doctor", "--help"), 0, "--splits"),
-    ],
-)
-def test_wrong_words_end_with_a_message(
-    doctor: Callable[..., int],
-    capsys: pytest.CaptureFixture[str],
-    words: tuple[str, ...],
-    status: int,
-    message: str,
-) -> None:
-    assert doctor(*words) == status
-    captured = capsys.readouterr()
-    assert message in captured.out + captured.err
 
 
 @pytest.mark.slow

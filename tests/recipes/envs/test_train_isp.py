@@ -1,9 +1,7 @@
 """The recipe that trains a policy: all its sources and algorithms, interruption, and what it refuses."""
 
-import importlib.util
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -21,25 +19,12 @@ from attriqa_envs.agents.policy import load_policy
 from attriqa_envs.raw.cache import RenditionCache
 from attriqa_envs.raw.find import find_images
 from attriqa_envs.raw.image_sets import read_group
-from tests.support import small_net
+from tests.support.compare_helpers import write_photos
 from tests.support.trees import fivek as fivek_tree
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPE = ROOT / "envs" / "train_isp.py"
 Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def write_photos(folder: Path, count: int = 8) -> Path:
-    folder.mkdir(parents=True)
-    for number in range(count):
-        coarse = np.random.default_rng(number).integers(0, 256, (9, 12, 3), np.uint8)
-        Image.fromarray(coarse).resize((120, 90), Image.Resampling.BICUBIC).save(folder / f"photo_{number}.png")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_net.save(tmp_path_factory.mktemp("weights") / "small.safetensors")
 
 
 # The images.
@@ -74,60 +59,6 @@ def test_photos_become_raws_by_their_seed(tmp_path: Path) -> None:
     assert torch.equal(first[:3], single)
     assert not torch.equal(first, other)
     assert not torch.equal(first[:3], first[3:])
-
-
-# What is refused.
-
-
-@pytest.fixture(scope="module")
-def recipe() -> Any:
-    spec = importlib.util.spec_from_file_location("recipe_train_isp", RECIPE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ([], "--photos, --raw, --fivek: expected one"),
-        (["--photos", "a", "--raw", "b"], "--photos, --raw, --fivek: expected one"),
-        (["--photos", "a", "--split", "x", "y"], "--split: expected none without --fivek"),
-        (["--photos", "a", "--batch", "7"], "--batch: expected a divisor of .* = 640; got 7"),
-        (["--photos", "a", "--eval-every", "0"], "--eval-every: expected at least 1, got 0"),
-        (["--photos", "a", "--parameters", "colour"], "parameters: expected different ones"),
-        (["--photos", "a", "--algo", "dqn", "--random-start", "0.1"], "expected none in tools mode"),
-        (["--photos", "a", "--test-share", "1"], r"--test-share: \(0, 1\)"),
-    ],
-)
-def test_wrong_command_lines(recipe: Any, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as error:
-        recipe.main(words)
-    assert error.value.code == 2
-    assert re.search(message, capsys.readouterr().err)
-
-
-def test_wrong_images_and_judges(recipe: Any, tmp_path: Path, weights: Path) -> None:
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    photos = write_photos(tmp_path / "photos", 3)
-    model = ["--model", str(weights)]
-    for words, message in (
-        (["--photos", empty], "expected photos in .*empty; found 0 raw files and 0 photos"),
-        (["--photos", tmp_path / "none"], "there is no .*none"),
-        (["--raw", photos], "expected raw files in .*; found 0 raw files and 3 photos"),
-        (["--fivek", empty], "raw_photos"),
-        (["--photos", photos, "--photo-pattern", "x*"], "--photo-pattern: .* got none of 3"),
-        (["--photos", photos, "--test-share", "0.1"], "3 of 3 can be read"),
-        (["--photos", photos, "--model", tmp_path / "no.safetensors"], "no.safetensors"),
-        (["--photos", photos, *model, "--judges", weights], "judge: expected one that is not optimised"),
-        (["--photos", photos, *model, "--judges", "nobody"], "there is no nobody"),
-    ):
-        with pytest.raises(SystemExit, match=message):
-            recipe.main([*map(str, words), "--side", "48", "--out", str(tmp_path / "out" / str(abs(hash(message))))])
 
 
 # Whole runs.
