@@ -54,7 +54,7 @@ from attriqa_envs.evaluation.setup import (
 from attriqa_envs.fivek import FiveK
 from attriqa_envs.fivek.expert import expert_square
 from attriqa_envs.isp import KEYS, render
-from attriqa_envs.raw.image_sets import ImageGroup, read_unseen
+from attriqa_envs.raw.image_sets import ImageGroup, read_unseen, seeds_of
 from attriqa_envs.tuning import TuningTask
 
 CEILING, ORIGINAL = "ceiling", "original"
@@ -119,7 +119,7 @@ def load_images(config: Config, setup: Setup) -> tuple[ImageGroup, dict[str, Pat
     )
     report_left_out(group.left_out)
     if config.photos is not None and not config.recover:
-        group = group.unprocessed_by_file(config.seed)
+        group = group.unprocessed(seeds_of(config.seed, group.files))
     experts = {}
     if config.fivek is not None and not config.recover:
         photos = {str(photo.dng.relative_to(config.root)): photo.experts for photo in FiveK(config.fivek).photos}

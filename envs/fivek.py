@@ -69,7 +69,9 @@ def examine(config: Config, fivek: FiveK, photos: Sequence[Photo], experts: Sequ
     """Read each photo that was not read before, or that changed since."""
     path = config.out / "examined.json"
     version = f"doctor {VERSION}"
-    known = load(path, version)
+    known: dict[str, Any] = {}
+    if path.exists() and (earlier := json.loads(path.read_text(encoding="utf-8")))["version"] == version:
+        known = earlier["photos"]  # by the same code
     todo = [photo for photo in photos if known.get(photo.name, {}).get("files") != files_of(photo, experts)]
     pool = ThreadPoolExecutor(config.threads or min(8, os.cpu_count() or 1))
     try:
@@ -84,14 +86,6 @@ def examine(config: Config, fivek: FiveK, photos: Sequence[Photo], experts: Sequ
         pool.shutdown(cancel_futures=True)
         write_json(path, {"version": version, "photos": known})
     return [Finding(**fields) for photo in photos for fields in known[photo.name]["findings"]]
-
-
-def load(path: Path, version: str) -> dict[str, Any]:
-    """What an earlier run examined, with the same code."""
-    if not path.exists():
-        return {}
-    held = json.loads(path.read_text(encoding="utf-8"))
-    return dict(held["photos"]) if held["version"] == version else {}
 
 
 def files_of(photo: Photo, experts: Sequence[str]) -> list[list[Any]]:

@@ -27,6 +27,7 @@ OUT/tensorboard where TensorBoard is installed.
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import signal
 import sys
@@ -57,7 +58,7 @@ from attriqa_envs.evaluation.curve import draw_curve, entry_of, line_of
 from attriqa_envs.evaluation.setup import TRAINED_SIDE, ImageOptions, TuningOptions, report_left_out
 from attriqa_envs.fivek import FiveK, read_splits
 from attriqa_envs.isp import table_hash
-from attriqa_envs.raw.image_sets import ImageGroup, read_group
+from attriqa_envs.raw.image_sets import ImageGroup, read_group, seeds_from
 from attriqa_envs.tuning import TuningTask
 from attriqa_envs.tuning.core import ISPCore
 from attriqa_envs.tuning.sb3 import ISPTuningSB3
@@ -193,7 +194,9 @@ def load_images(config: Config) -> Images:
     report_left_out(images.unreadable)
     train, test = images.train, images.test.drawn(config.test_most, config.seed)
     if config.photos is not None:
-        train, test = train.unprocessed([config.seed, 0], config.variants), test.unprocessed([config.seed, 1])
+        variants = [seeds_from([config.seed, 0, variant], len(train.files)) for variant in range(config.variants)]
+        train = train.unprocessed(list(itertools.chain(*variants)))
+        test = test.unprocessed(seeds_from([config.seed, 1, 0], len(test.files)))
     return Images(train.to(config.device), test.to(config.device))
 
 

@@ -158,15 +158,9 @@ def _curve(tag: bytes) -> Curve:
 
 def _parametric(x: NDArray[np.float64], kind: int, given: list[float]) -> Curve:
     """``(a x + b)^g + e`` from ``d`` on, ``c x + f`` below; the types leave some of the constants out."""
-    gamma, a, b, c, d, e, f = (given[0], 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    if kind:
-        a, b = given[1], given[2]
+    gamma, a, b, c, d, e, f = *given, *(1.0, 0.0, 0.0, 0.0, 0.0, 0.0)[len(given) - 1 :]
     if kind in (1, 2):
-        d = -b / a
-        e = f = given[3] if kind == 2 else 0.0
-    elif kind >= 3:
-        c, d = given[3], given[4]
-        e, f = (given[5], given[6]) if kind == 4 else (0.0, 0.0)
+        c, d, e, f = 0.0, -b / a, c, c  # the third constant of type 2 is added on both sides
     curve = np.where(x >= d, np.maximum(a * x + b, 0) ** gamma + e, c * x + f)
     return curve.clip(0, 1).astype(np.float32)
 

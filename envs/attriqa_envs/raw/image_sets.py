@@ -64,14 +64,12 @@ class ImageGroup:
         train, test = random_split(self.files, seed, test_share)
         return self.at(train), replace(self.at(test), left_out=())
 
-    def unprocessed(self, key: Sequence[int], variants: int = 1) -> "ImageGroup":
-        """With photos made into raw files, under ``variants`` conditions each; the draws are a function of ``key``."""
-        banks = [unprocess_bank(self.linear, [*key, variant]) for variant in range(variants)]
-        return replace(self, linear=torch.cat(banks))
-
-    def unprocessed_by_file(self, seed: int) -> "ImageGroup":
-        """With photos made into raw files, each the same in whatever company."""
-        return replace(self, linear=_unprocess(self.linear, seeds_of(seed, self.files)))
+    def unprocessed(self, seeds: Sequence[int]) -> "ImageGroup":
+        """With photos made into raw files, each under conditions of its own seed; V N seeds give V variants."""
+        bank = encode(self.linear.repeat(len(seeds) // len(self.files), 1, 1, 1).float()).clamp(0, 1)
+        parts = [(bank[k : k + _CHUNK], seeds[k : k + _CHUNK]) for k in range(0, len(bank), _CHUNK)]
+        raws = [unprocess(photos, draw_conditions(some), some).half() for photos, some in parts]
+        return replace(self, linear=torch.cat(raws))
 
 
 def read_group(files: Sequence[ImageFile], cache: RenditionCache, *, root: Path) -> ImageGroup:
@@ -110,29 +108,13 @@ def read_unseen(
     return replace(group, left_out=(*seen, *group.left_out))
 
 
-def unprocess_bank(bank: Tensor, key: Sequence[int]) -> Tensor:
-    """Linearised photos as raw files, each under conditions of its own, developed to linear light.
-
-    Args:
-        bank: ``(N, 3, H, W)`` linear light of photos, in [0, 1].
-        key: of the draws; the result is a function of it and of the bank.
-
-    Returns:
-        ``(N, 3, H, W)`` float16.
-    """
-    return _unprocess(bank, np.random.SeedSequence(list(key)).generate_state(len(bank)).tolist())
-
-
-def _unprocess(bank: Tensor, seeds: Sequence[int]) -> Tensor:
-    parts = []
-    for first in range(0, len(bank), _CHUNK):
-        some = seeds[first : first + _CHUNK]
-        photos = encode(bank[first : first + _CHUNK].float()).clamp(0, 1)
-        parts.append(unprocess(photos, draw_conditions(some), some).half())
-    return torch.cat(parts)
-
-
 def seeds_of(seed: int, files: Sequence[str]) -> list[int]:
     """Of each image's draws: it has the same in whatever company."""
     digests = (hashlib.sha256(f"{seed} {file}".encode()).digest() for file in files)
     return [int.from_bytes(digest[:4], "big") for digest in digests]
+
+
+def seeds_from(key: Sequence[int], count: int) -> list[int]:
+    """As many seeds, a function of the key."""
+    seeds: list[int] = np.random.SeedSequence(list(key)).generate_state(count).tolist()
+    return seeds

@@ -28,7 +28,6 @@ from attriqa_envs.raw.demosaic import check_pattern
 from attriqa_envs.raw.sensor import IDENTITY, Matrix, RawMetadata, Sensor, normalized_gains
 
 _NEEDED = ("width", "height", "pattern", "black", "white", "gains")
-_OPTIONAL = ("matrix", "byte_order", "offset", "orientation", "camera", "iso", "exposure_s")
 _DTYPES = {"little": "<u2", "big": ">u2"}
 SUFFIXES = frozenset({".raw", ".bin"})
 
@@ -89,10 +88,11 @@ def _fields(header: Path) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ValueError(f"{header.name}: expected a JSON object, got a {type(fields).__name__}")  # noqa: TRY004
     missing = [name for name in _NEEDED if name not in fields]
-    unknown = [name for name in fields if name not in (*_NEEDED, *_OPTIONAL)]
+    unknown = [name for name in fields if name not in _EXPECTED]
     if missing or unknown:
+        optional = [name for name in _EXPECTED if name not in _NEEDED]
         raise ValueError(
-            f"{header.name}: expected {', '.join(_NEEDED)} and, as far as known, {', '.join(_OPTIONAL)};"
+            f"{header.name}: expected {', '.join(_NEEDED)} and, as far as known, {', '.join(optional)};"
             f" missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}"
         )
     for name, (holds, expected) in _EXPECTED.items():

@@ -149,7 +149,8 @@ def test_images_are_unseen_ones_and_the_same_in_any_company(tmp_path: Path) -> N
 
     def read(part: slice = slice(None), *, most: int = 9, seed: int = 0, trained: Collection[str] = ()) -> ImageGroup:
         files = find_images(root, kind="photo")[part]
-        return read_unseen(files, cache, root=root, trained=trained, most=most, seed=seed).unprocessed_by_file(seed)
+        group = read_unseen(files, cache, root=root, trained=trained, most=most, seed=seed)
+        return group.unprocessed(seeds_of(seed, group.files))
 
     every = read()
     assert every.files == tuple(f"photo_{n}.png" for n in range(5))

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from attriqa_envs.agents.policy import load_policy
 from attriqa_envs.raw.cache import RenditionCache
 from attriqa_envs.raw.find import find_images
-from attriqa_envs.raw.image_sets import read_group
+from attriqa_envs.raw.image_sets import read_group, seeds_from
 from tests.support.compare_helpers import write_photos
 from tests.support.trees import fivek as fivek_tree
 
@@ -51,7 +51,7 @@ def test_photos_become_raws_by_their_seed(tmp_path: Path) -> None:
     root = write_photos(tmp_path / "photos", 3)
     group = read_group(find_images(root, kind="photo"), RenditionCache(None, 48), root=root)
     first, again, other, single = (
-        group.unprocessed(key, n).linear for key, n in (([0], 2), ([0], 2), ([1], 2), ([0], 1))
+        group.unprocessed(seeds_from([key], count)).linear for key, count in ((0, 6), (0, 6), (1, 6), (0, 3))
     )
     assert first.shape == (6, 3, 48, 48)
     assert first.dtype == torch.float16
