@@ -17,6 +17,7 @@ from attriqa_envs.agents.search import Objective
 from attriqa_envs.isp import KEYS
 from attriqa_envs.tuning import TuningTask
 from attriqa_envs.tuning.core import ISPCore
+from attriqa_envs.tuning.episodes import begin, play
 from attriqa_envs.tuning.sb3 import ISPTuningSB3
 from tests.support.tuning_helpers import BrightnessScorer, bank
 
@@ -39,15 +40,11 @@ def model_of(env: ISPTuningSB3, guided: int = 0, **options: Any) -> GuidedPPO:
     return GuidedPPO("MultiInputPolicy", env, **{**given, **options}).guide(guided)
 
 
-def gain(model: BaseAlgorithm, count: int = 8) -> float:
+def gain(model: BaseAlgorithm) -> float:
     """Of the deterministic policy on pictures that it has not seen."""
-    core = ISPCore(bank(count, seed=2), BrightnessScorer(), count, TASK)
-    every = np.arange(count)
-    core.reset(every, [np.random.default_rng(0)] * count, list(range(count)))
-    total = np.zeros(count)
-    for _ in range(3):
-        total += core.step(model.predict(core.observe(every), deterministic=True)[0]).rewards
-    return float(total.mean())
+    core = ISPCore(bank(8, seed=2), BrightnessScorer(), 8, TASK)
+    begin(core, 0)
+    return float(play(core, lambda seen: model.predict(seen, deterministic=True)[0]).sum(0).mean())
 
 
 def test_it_learns_before_ppo_has() -> None:

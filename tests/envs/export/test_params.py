@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.interpolate import RegularGridInterpolator
 from torch import Tensor
 
 from attriqa_envs.export import load_params, save_params, write_cube
@@ -116,19 +117,9 @@ def read_cube(path: Path) -> Tensor:
 
 def apply(lut: Tensor, srgb: Tensor) -> Tensor:
     """Trilinear interpolation of a LUT at the colours of ``(1, 3, H, W)``."""
-    cells = len(lut) - 1
-    place = srgb[0].flatten(1).T * cells  # (N, 3): red, green, blue
-    corner = place.floor().clamp(0, cells - 1).long()
-    share = place - corner
-    total = torch.zeros_like(share)
-    for r in (0, 1):
-        for g in (0, 1):
-            for b in (0, 1):
-                chosen = torch.tensor([r, g, b])
-                weight = torch.where(chosen.bool(), share, 1 - share).prod(1, keepdim=True)
-                red, green, blue = (corner + chosen).T
-                total += weight * lut[blue, green, red]
-    return total.T.reshape(srgb.shape)
+    axes = (np.linspace(0, 1, len(lut)),) * 3
+    places = srgb[0].flip(0).flatten(1).T.numpy()  # (N, 3): blue, green, red
+    return torch.from_numpy(RegularGridInterpolator(axes, lut.numpy())(places)).T.reshape(srgb.shape)
 
 
 def test_the_lut_of_the_default_is_the_identity_but_for_the_soft_clip(tmp_path: Path) -> None:

@@ -22,13 +22,10 @@ from attriqa_envs.raw.color import rebuild_highlights
 from attriqa_envs.raw.demosaic import bin_quads, interpolate
 from tests.support import dng_files
 from tests.support.dng_files import COLOR_MATRIX, NEUTRAL, mosaic_of, smooth_scene, write_dng, write_mosaic
+from tests.support.isp_pictures import psnr
 
 BAYER = ("RGGB", "BGGR", "GRBG", "GBRG")
 GAINS = 1 / np.array(NEUTRAL)
-
-
-def psnr(first: Tensor, second: Tensor) -> float:
-    return float(-10 * torch.log10((first - second).square().mean()))
 
 
 def camera_to_srgb() -> NDArray[np.float64]:

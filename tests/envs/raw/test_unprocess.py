@@ -11,6 +11,7 @@ from attriqa_envs.isp import PARAMETERS, render
 from attriqa_envs.isp.color import decode, encode
 from attriqa_envs.raw.color import apply_matrix
 from attriqa_envs.raw.unprocess import Conditions, UnprocessRanges, draw_conditions, neutral, unprocess
+from tests.support.isp_pictures import psnr
 
 SEEDS = [3, 4, 5]
 EXACT = UnprocessRanges((0, 0), (0, 0), (2, 2), (1.6, 1.6), (0, 0), (0, 0))
@@ -22,14 +23,6 @@ def photos() -> Tensor:
     images = torch.rand(3, 3, 40, 56, generator=torch.Generator().manual_seed(0))
     images[:, :, :4], images[:, :, 4:8] = 0, 1
     return images
-
-
-def changed(base: Conditions, **values: Tensor) -> Conditions:
-    return base._replace(**values)
-
-
-def psnr(first: Tensor, second: Tensor) -> float:
-    return float(-10 * torch.log10((first - second).square().mean()))
 
 
 @pytest.mark.parametrize("conditions", [neutral, lambda n: draw_conditions(range(n), EXACT)])
@@ -63,13 +56,13 @@ def test_nothing_global_is_drawn(photos: Tensor) -> None:
 @pytest.mark.parametrize("ev", [-2.0, -1.0, 1.0])
 def test_exposure_scales_light_until_the_sensor_clips(photos: Tensor, ev: float) -> None:
     dim = photos * 0.4  # whose linear values stay below what one EV more clips
-    linear = unprocess(dim, changed(neutral(3), exposure_ev=torch.full((3,), ev)), SEEDS)
+    linear = unprocess(dim, neutral(3)._replace(exposure_ev=torch.full((3,), ev)), SEEDS)
     torch.testing.assert_close(linear, decode(dim) * 2**ev, atol=1e-5, rtol=1e-4)
 
 
 def test_what_overexposes_loses_detail_but_no_neutrality() -> None:
     ramp = torch.linspace(0, 1, 64).expand(1, 3, 32, 64).contiguous()
-    linear = unprocess(ramp, changed(neutral(1), exposure_ev=torch.tensor([2.0])), [0])
+    linear = unprocess(ramp, neutral(1)._replace(exposure_ev=torch.tensor([2.0])), [0])
     assert float((linear.amax(1) - linear.amin(1)).max()) < 1e-3, "gray stays gray"
     row = linear[0, 0, 0]
     assert bool((row.diff() >= -1e-5).all())
@@ -81,7 +74,7 @@ def test_a_cast_is_a_wrong_white_balance(photos: Tensor) -> None:
     dim = photos * 0.5
     base = neutral(3)
     cast = torch.tensor([1.2, 1.0, 0.9]).expand(3, 3)
-    linear = unprocess(dim, changed(base, cast=cast), SEEDS)
+    linear = unprocess(dim, base._replace(cast=cast), SEEDS)
     camera = apply_matrix(decode(dim), torch.linalg.inv(base.camera_to_srgb)) * cast[:, :, None, None]
     wanted = apply_matrix(camera, base.camera_to_srgb).clamp(min=0)
     torch.testing.assert_close(linear, wanted, atol=1e-5, rtol=1e-4)
@@ -90,7 +83,7 @@ def test_a_cast_is_a_wrong_white_balance(photos: Tensor) -> None:
 def test_undoing_the_tone_curve_flattens() -> None:
     ramp = torch.linspace(0, 1, 64).expand(1, 3, 32, 64).contiguous()
     rows = [
-        encode(unprocess(ramp, changed(neutral(1), tone=torch.tensor([tone])), [0]))[0, 1, 0]
+        encode(unprocess(ramp, neutral(1)._replace(tone=torch.tensor([tone])), [0]))[0, 1, 0]
         for tone in (0.0, 0.5, 1.0)
     ]
     torch.testing.assert_close(3 * rows[2] ** 2 - 2 * rows[2] ** 3, ramp[0, 0, 0], atol=1e-4, rtol=0)
@@ -107,7 +100,7 @@ def test_noise_has_the_variance_that_the_model_gives(level: float) -> None:
     shot, read = 1e-3, 1e-5
     gray = encode(torch.tensor(level)).expand(1, 3, 200, 200).contiguous()
     base = neutral(1)
-    conditions = changed(base, shot_noise=torch.tensor([shot]), read_noise=torch.tensor([read]))
+    conditions = base._replace(shot_noise=torch.tensor([shot]), read_noise=torch.tensor([read]))
     linear = unprocess(gray, conditions, [7]).double()
     camera = (
         apply_matrix(linear, torch.linalg.inv(base.camera_to_srgb.double()))[0] / base.gains[0].double()[:, None, None]

@@ -19,6 +19,7 @@ from torch import Tensor
 from attriqa_envs.isp.tools import DONE
 from attriqa_envs.tuning import ISPTuningEnv, TuningTask
 from attriqa_envs.tuning.core import ISPCore
+from attriqa_envs.tuning.episodes import Act, begin, play
 from attriqa_envs.tuning.sb3 import ISPTuningSB3
 from tests.support.tuning_helpers import BrightnessScorer, P, actions_of, bank, same
 
@@ -225,33 +226,20 @@ def test_ppo_beats_random_on_a_toy_isp() -> None:
     """Two parameters, pictures of 32 px, a scorer that wants a brightness: within 6,000 steps, on pictures unseen."""
     task = TuningTask(parameters=("exposure", "shadows"), horizon=3, step_size=0.3)
     train = ISPTuningSB3(ISPCore(bank(24, seed=1), BrightnessScorer(), 16, task))
-    test = ISPTuningSB3(ISPCore(bank(8, seed=2), BrightnessScorer(), 8, task))
+    test, rng = ISPCore(bank(8, seed=2), BrightnessScorer(), 8, task), np.random.default_rng(0)
 
-    def mean_gain(model: PPO | None) -> float:
-        test.seed(0)
-        rng, gains = np.random.default_rng(0), []
-        for repeat in range(4):
-            test.set_options([{"image": image} for image in range(8)])
-            observations, total = test.reset(), np.zeros(8)
-            for _ in range(3):
-                actions = rng.uniform(-1, 1, (8, 2))
-                if model is not None:
-                    actions, _ = model.predict(observations, deterministic=True)
-                following, rewards, _, _ = test.step(actions)
-                observations = dict(following)  # type: ignore[arg-type]
-                total += rewards
-            gains.append(total.mean())
-            if model is not None and repeat == 0:
-                break
-        return float(np.mean(gains))
+    def mean_gain(act: Act) -> float:
+        begin(test, 0)
+        return float(play(test, act).sum(0).mean())
 
     model = PPO(
         "MultiInputPolicy", train, n_steps=24, batch_size=128, n_epochs=8, learning_rate=2e-3, gamma=1.0, seed=0,
         policy_kwargs=blind(),
     )  # fmt: skip
-    untrained, random = mean_gain(model), mean_gain(None)
+    untrained = mean_gain(lambda seen: model.predict(seen, deterministic=True)[0])
+    random = float(np.mean([mean_gain(lambda seen: rng.uniform(-1, 1, (8, 2))) for _ in range(4)]))
     model.learn(6000)
-    trained = mean_gain(model)
+    trained = mean_gain(lambda seen: model.predict(seen, deterministic=True)[0])
     best = best_gain(bank(8, seed=2))
     print(f"gain: best {best:.3f}, trained {trained:.3f}, untrained {untrained:.3f}, random {random:.3f}")
     assert trained > max(untrained, random) + 0.05
@@ -260,11 +248,10 @@ def test_ppo_beats_random_on_a_toy_isp() -> None:
 
 def best_gain(pictures: Tensor) -> float:
     """What exposure alone reaches at most, by trying it in fine steps, penalties included."""
-    core = ISPCore(
-        pictures, BrightnessScorer(), len(pictures), TuningTask(horizon=1, step_size=1.0, parameters=("exposure",))
-    )
-    best = np.zeros(len(pictures))
+    task = TuningTask(horizon=1, step_size=1.0, parameters=("exposure",))
+    core = ISPCore(pictures, BrightnessScorer(), len(pictures), task)
+    gains = []
     for action in np.linspace(-0.9, 0.9, 61):
-        core.reset(range(len(pictures)), [np.random.default_rng(0)] * len(pictures), list(range(len(pictures))))
-        best = np.maximum(best, core.step(np.full((len(pictures), 1), action)).rewards)
-    return float(best.mean())
+        begin(core, 0)
+        gains.append(core.step(np.full((len(pictures), 1), action)).rewards)
+    return float(np.maximum(0, np.max(gains, 0)).mean())

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from attriqa.images import ImageError, read
@@ -182,23 +181,19 @@ def test_a_rendering_is_resized_in_linear_light(tmp_path: Path) -> None:
     assert float((pixels - 0.7354).abs()[:, 2:-2, 2:-2].max()) < 5e-3
 
 
-def bad_tiffs() -> dict[str, tuple[NDArray[np.uint16], bytes | None, str]]:
-    whole = fivek_tree.rendering(1)
-    icc = fivek_tree.profile()
-    return {
-        "gray profile": (whole, fivek_tree.profile(space=b"GRAY"), "an ICC profile of GRAY; expected RGB"),
-        "tables": (whole, fivek_tree.profile(pcs=b"Lab "), "an ICC profile of tables"),
-        "noise": (whole, b"no profile" * 30, "broken ICC profile"),
-        "cut": (whole, icc[:300], "broken ICC profile"),
-        "plane": (whole, fivek_tree.profile((fivek_tree.PROPHOTO[0],) * 3), "its colours lie on a plane"),
-        "small": (whole[:20], icc, "90 x 20 px; sides must be at least 32 px"),
-    }
-
-
-@pytest.mark.parametrize("name", list(bad_tiffs()))
-def test_a_bad_rendering_is_refused_with_the_reason(tmp_path: Path, name: str) -> None:
-    values, icc, message = bad_tiffs()[name]
-    path = fivek_tree.write_tiff(tmp_path / "a.tif", values, icc)
+@pytest.mark.parametrize(
+    ("rows", "icc", "message"),
+    [
+        (60, fivek_tree.profile(space=b"GRAY"), "an ICC profile of GRAY; expected RGB"),
+        (60, fivek_tree.profile(pcs=b"Lab "), "an ICC profile of tables"),
+        (60, b"no profile" * 30, "broken ICC profile"),
+        (60, fivek_tree.profile()[:300], "broken ICC profile"),
+        (60, fivek_tree.profile((fivek_tree.PROPHOTO[0],) * 3), "its colours lie on a plane"),
+        (20, fivek_tree.profile(), "90 x 20 px; sides must be at least 32 px"),
+    ],
+)
+def test_a_bad_rendering_is_refused_with_the_reason(tmp_path: Path, rows: int, icc: bytes, message: str) -> None:
+    path = fivek_tree.write_tiff(tmp_path / "a.tif", fivek_tree.rendering(1)[:rows], icc)
     with pytest.raises(ImageError, match=message) as caught:
         read_expert(path)
     assert caught.value.path == str(path)
