@@ -9,7 +9,7 @@ One table: the camera's default, random search, CMA-ES, Adam through the ISP, an
 renders per image (attriqa_envs/search.py): what they gain in the reward that they maximise, with 95 % bootstrap
 intervals over images, what held-out judges say that nothing optimised (--judges), attributes, clipped and
 over-saturated pixels, seconds per image, and an alarm where the score rises while a judge falls. Images that the policy
-was trained on are left out. With --fivek, the expert's renderings are judged too. Judges are sharpness, noisiness,
+was trained on are left out. With --fivek, the expert's renderings are measured too. Judges are sharpness, noisiness,
 contrast, colorfulness (attriqa/signal_measures.py), judge, default, a checkpoint, niqe:FILE (from 192 px on) and
 brisque:FOLDER (attriqa/judges.py).
 
@@ -281,8 +281,8 @@ def recovered(config: Config, groups: Sequence[ImageGroup], methods: Sequence[st
         scores = {method: fmean(record["told"]["score"] for record in some) for method, some in kept.items()}
         known = {"score_original": scores[ORIGINAL], "score_before": scores[DEFAULT]}
         for method in methods:
-            told = recovery.summarize(errors[DEFAULT], errors[method], config.seed)
-            rows.append({"perturbation": group.name, "method": method, **told, **known, "score_after": scores[method]})
+            row = recovery.summarize(errors[DEFAULT], errors[method], config.seed)
+            rows.append({"perturbation": group.name, "method": method, **row, **known, "score_after": scores[method]})
     return rows, recovery.table_text(rows)
 
 

@@ -337,8 +337,8 @@ def run(config: Config, images: Images, reward: QualityReward, evaluator: Evalua
 
 def outputs(out: Path) -> list[Any]:
     """Where stable-baselines3 logs to: TensorBoard, where it is installed."""
-    found = importlib.util.find_spec("tensorboard") is not None
-    return [TensorBoardOutputFormat(str(out / "tensorboard"))] if found else []
+    installed = importlib.util.find_spec("tensorboard") is not None
+    return [TensorBoardOutputFormat(str(out / "tensorboard"))] if installed else []
 
 
 # Results.

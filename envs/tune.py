@@ -14,8 +14,8 @@ A photo stands for its own raw file here: its display values are made linear, it
 Lengths (denoising, sharpening) are in px of whatever is rendered, so at full size they act on finer detail than when
 tuned. Without a policy, --method searches each picture by itself: adam (best), cmaes or random, --renders each.
 
-A file that cannot be read is told and the rest goes on; the exit status is then 1. A killed run goes on with the same
-command. OUT/metrics.json has a row per file: its score before and after, on the square that was tuned, and more.
+A file that cannot be read is reported and the rest goes on; the exit status is then 1. A killed run goes on with the
+same command. OUT/metrics.json has a row per file: its score before and after, on the square that was tuned, and more.
 """
 
 import json
@@ -151,19 +151,19 @@ def tuned(
             failures.append(str(error))
             report_left_out([error])
             continue
-        figures = {
-            f"{figure}_{when}": told[place][figure]
+        scores = {
+            f"{figure}_{when}": figures[place][figure]
             for figure in ("score", "clipped", "oversaturated")
-            for when, told in (("before", before), ("after", after))
+            for when, figures in (("before", before), ("after", after))
         }
-        yield name, row | figures | {"seconds": seconds}
+        yield name, row | scores | {"seconds": seconds}
 
 
 def finish(config: Config, source: ImageFile, name: str, image: LinearImage, params: Tensor) -> dict[str, Any]:
     """Render a file whole, and write everything that there is of it."""
-    whole = source.read(config.size).pixels
+    pixels = source.read(config.size).pixels
     picture = config.out / f"{name}.{'jpg' if config.format == 'jpeg' else 'png'}"
-    write_picture(picture, render_levels(whole, params), quality=config.quality)
+    write_picture(picture, render_levels(pixels, params), quality=config.quality)
     error = None
     if config.xmp and source.kind == "raw":
         camera = camera_of(image.metadata)

@@ -10,9 +10,10 @@ from torch import Tensor
 from attriqa.models.assessment import Assessment
 from attriqa_envs.isp import KEYS
 from attriqa_envs.isp.tools import DONE
+from attriqa_envs.tuning import ISPTuningEnv, ISPTuningVectorEnv
 from tests.support.isp_pictures import picture
 
-P = len(KEYS)
+P, EXPOSURE = len(KEYS), KEYS.index("exposure")
 
 
 def bank(count: int = 6, side: int = 32, seed: int = 0) -> Tensor:
@@ -33,6 +34,26 @@ class BrightnessScorer:
         flat = images.flatten(2)
         moments = (images.mean((1, 2, 3)), images.std((1, 2, 3)), *flat.mean(2).unbind(1))
         return Assessment(1 - (moments[0] - self.target).abs(), torch.stack(moments, 1))
+
+
+def make(**options: Any) -> ISPTuningEnv:
+    return ISPTuningEnv(bank(), scorer=options.pop("scorer", BrightnessScorer()), **options)
+
+
+def make_many(count: int, **options: Any) -> ISPTuningVectorEnv:
+    scorer = options.pop("scorer", BrightnessScorer())
+    return ISPTuningVectorEnv(options.pop("images", bank()), num_envs=count, scorer=scorer, **options)
+
+
+def one(key: str, value: float) -> np.ndarray:
+    """The action that changes one parameter."""
+    action = np.zeros(P, np.float32)
+    action[KEYS.index(key)] = value
+    return action
+
+
+def frame(shown: Tensor) -> np.ndarray:
+    return (shown[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
 def actions_of(mode: str, count: int, steps: int, seed: int) -> np.ndarray:

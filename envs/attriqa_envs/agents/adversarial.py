@@ -29,7 +29,7 @@ def tuned(
         read: the heads for which the ISP is tuned.
         rng: of the departures.
         renders: of Adam per photo.
-        levels: renderings per ramp: the photo, then even steps to what was found, in the ISP's parameters.
+        levels: renderings per ramp: the photo, then even steps to the best, in the ISP's parameters.
         chunk: images at once in the encoder.
 
     Returns:
@@ -42,10 +42,10 @@ def tuned(
         severity = rng.uniform(0, 1, len(part)) * (rng.random(len(part)) < _SHARE_DEPARTED)
         departures = torch.stack([draw_departure("mixed", rng) * share for share in severity])
         linear = decode(develop(part, departures.to(part))).half()
-        found = adam(Objective(linear, lambda pictures, rows: read(pool(pictures)), task, batch=chunk), renders)
+        best = adam(Objective(linear, lambda pictures, rows: read(pool(pictures)), task, batch=chunk), renders)
         with torch.no_grad():
             shares = torch.linspace(0, 1, levels)[1:]
-            made = [part, *(render(linear.float(), (share * found.params).to(part)) for share in shares)]
+            made = [part, *(render(linear.float(), (share * best.params).to(part)) for share in shares)]
             off = torch.stack([(one - part).square().mean((1, 2, 3)).sqrt() for one in made], 1)
             ramps.append(torch.stack([pool(one).half().cpu() for one in made], 1))
         nearness.append(1 - (off / FAR).clamp(max=1).cpu())

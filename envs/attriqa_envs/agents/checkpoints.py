@@ -61,7 +61,7 @@ def load_run(folder: Path, model: BaseAlgorithm) -> dict[str, Any] | None:
     """Bring a newly made model to where the checkpoint stands.
 
     Returns:
-        What `save_run` was told; `None` where there is no checkpoint.
+        What `save_run` was given; `None` where there is no checkpoint.
 
     Raises:
         StateError: it is damaged, or of another algorithm or network.

@@ -84,7 +84,7 @@ class Policy:
     Attributes:
         algorithm: that trained it.
         task: that it was trained for; an environment that it acts in should have the same.
-        about: what `save_policy` was told of its training.
+        about: its training, as `save_policy` was given it.
         network: stable-baselines3's policy object.
         sha256: of its file.
     """
@@ -108,10 +108,8 @@ class Policy:
         for name, space in wanted.items():
             shape = np.shape(observation.get(name, ()))
             if name not in observation or space.shape not in (shape, shape[1:]):
-                found = shape if name in observation else "nothing"
-                raise ValueError(
-                    f"observation: expected {name} of shape {space.shape}, or a batch of these; got {found}"
-                )
+                got = shape if name in observation else "nothing"
+                raise ValueError(f"observation: expected {name} of shape {space.shape}, or a batch of these; got {got}")
         known = {name: observation[name] for name in wanted}
         return self.network.predict(known, deterministic=True)[0]
 
@@ -176,9 +174,9 @@ def load_policy(folder: Path | str, *, device: torch.device | str = "cpu") -> Po
         raise checkpoint.CheckpointError(path, f"expected an {_ARCHITECTURE}, got {saved.architecture}")
     config = saved.config
     if config["parameter_table"] != table_hash():
-        found = config["parameter_table"]
+        theirs = config["parameter_table"]
         raise checkpoint.CheckpointError(
-            path, f"trained for the parameter table {found}; this version has {table_hash()}; train it anew"
+            path, f"trained for the parameter table {theirs}; this version has {table_hash()}; train it anew"
         )
     if config["tools"] is not None and config["tools"] != [tool.name for tool in TOOLS]:
         raise checkpoint.CheckpointError(

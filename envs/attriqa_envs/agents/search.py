@@ -29,7 +29,7 @@ Method = Literal["default", "random", "cmaes", "adam", "policy"]
 _GROWTH, _SHRINKAGE = 1.2, 0.5  # of Adam's rate, after a step that helped and one that did not
 
 
-class Found(NamedTuple):
+class Tuned(NamedTuple):
     """Params for N pictures.
 
     Attributes:
@@ -79,9 +79,9 @@ class Objective:
 
     def params(self, actions: Tensor) -> Tensor:
         """``(B, D)`` in [-1, 1] -> ``(B, P)`` physical; what may not change is at its default."""
-        whole = self._default.repeat(len(actions), 1)
-        whole[:, self._columns] = actions
-        return to_params(whole)
+        normalized = self._default.repeat(len(actions), 1)
+        normalized[:, self._columns] = actions
+        return to_params(normalized)
 
     def __call__(self, actions: Tensor, rows: Tensor) -> Tensor:
         """The values ``(B,)`` of actions ``(B, D)`` on the pictures ``rows`` ``(B,)``, with gradients to the actions.
@@ -121,7 +121,7 @@ def search(
     seeds: Sequence[int],
     act: Act | None = None,
     batch: int = 16,
-) -> Found:
+) -> Tuned:
     """Tune pictures by a method of this module, by its name.
 
     Args:
@@ -153,14 +153,14 @@ def search(
     raise ValueError(f"method: expected default, random, cmaes, adam or policy, got {method!r}")
 
 
-def stay(objective: Objective) -> Found:
+def stay(objective: Objective) -> Tuned:
     """The camera's default, and what it is worth: what the others begin with."""
     rows = torch.arange(len(objective), device=objective.start.device)
     values = objective.evaluate(objective.start.repeat(len(rows), 1), rows)
-    return Found(torch.zeros(len(rows), len(KEYS)), values[:, None].double().numpy(force=True))
+    return Tuned(torch.zeros(len(rows), len(KEYS)), values[:, None].double().numpy(force=True))
 
 
-def random_search(objective: Objective, renders: int, seeds: Sequence[int], *, reach: float = 2.0) -> Found:
+def random_search(objective: Objective, renders: int, seeds: Sequence[int], *, reach: float = 2.0) -> Tuned:
     """The best of random params around the default.
 
     Each candidate is drawn evenly from a box around the default whose half-width is itself drawn evenly up to
@@ -189,12 +189,12 @@ def random_search(objective: Objective, renders: int, seeds: Sequence[int], *, r
     rows = torch.arange(len(objective), device=start.device).repeat_interleave(renders + 1)
     values = objective.evaluate(candidates.flatten(0, 1), rows).reshape(len(objective), -1)
     best = candidates[torch.arange(len(objective)), values.argmax(1)]
-    return _found(objective, best, values)
+    return _tuned(objective, best, values)
 
 
 def cma_es(
     objective: Objective, renders: int, seeds: Sequence[int], *, sigma: float = 0.35, population: int | None = None
-) -> Found:
+) -> Tuned:
     """CMA-ES from the default (Hansen 2016, "The CMA Evolution Strategy: A Tutorial"), one per picture, in one batch.
 
     Args:
@@ -227,19 +227,19 @@ def cma_es(
         count = min(population, left)
         asked = [np.stack([search.ask() for _ in range(count)]) for search in searches]
         candidates = torch.from_numpy(np.stack(asked)).to(start).clamp(-1, 1)  # (N, count, D); float32 rounds
-        told = objective.evaluate(candidates.flatten(0, 1), rows.repeat_interleave(count)).reshape(len(rows), count)
-        values.append(told)
-        top, where = told.max(1)
+        reached = objective.evaluate(candidates.flatten(0, 1), rows.repeat_interleave(count)).reshape(len(rows), count)
+        values.append(reached)
+        top, where = reached.max(1)
         best = torch.where((top > highest)[:, None], candidates[rows, where], best)
         highest = torch.maximum(top, highest)
         left -= count
         if count == population:
-            for search, points, losses in zip(searches, asked, (-told).double().tolist(), strict=True):
+            for search, points, losses in zip(searches, asked, (-reached).double().tolist(), strict=True):
                 search.tell(list(zip(points, losses, strict=True)))
-    return _found(objective, best, torch.cat(values, 1))
+    return _tuned(objective, best, torch.cat(values, 1))
 
 
-def adam(objective: Objective, renders: int, *, lr: float = 0.2) -> Found:
+def adam(objective: Objective, renders: int, *, lr: float = 0.2) -> Tuned:
     """Gradient ascent by Adam (Kingma and Ba 2015) on normalised params, through the ISP and the score.
 
     The default's gradient starts it. Where a step does not raise a picture's value, it is taken back and tried again,
@@ -258,7 +258,7 @@ def adam(objective: Objective, renders: int, *, lr: float = 0.2) -> Found:
     if not 0 < lr <= 2:
         raise ValueError(f"lr: expected a number in (0, 2], got {lr}")
     parts = [_climb(objective, rows, renders, lr) for rows in torch.arange(len(objective)).split(objective.batch)]
-    return _found(objective, torch.cat([best for best, _ in parts]), torch.cat([values for _, values in parts]))
+    return _tuned(objective, torch.cat([best for best, _ in parts]), torch.cat([values for _, values in parts]))
 
 
 def _climb(objective: Objective, rows: Tensor, renders: int, lr: float) -> tuple[Tensor, Tensor]:
@@ -292,7 +292,7 @@ def _climb(objective: Objective, rows: Tensor, renders: int, lr: float) -> tuple
     return best, torch.stack(tried, 1)
 
 
-def follow(act: Act, linear: Tensor, scorer: Scorer, task: TuningTask, *, batch: int = 16) -> Found:
+def follow(act: Act, linear: Tensor, scorer: Scorer, task: TuningTask, *, batch: int = 16) -> Tuned:
     """Let a policy tune: one episode per picture from the camera's default, in the environment it was trained in.
 
     Args:
@@ -315,7 +315,7 @@ def follow(act: Act, linear: Tensor, scorer: Scorer, task: TuningTask, *, batch:
         values = task.potential(start["score"], start["distance"], start["clipped"])
         curves.append(np.cumsum([values, *play(core, act)[:, rows]], 0).T)
         params.append(core.facts(rows)["params"])
-    return Found(torch.from_numpy(np.concatenate(params)), np.concatenate(curves))
+    return Tuned(torch.from_numpy(np.concatenate(params)), np.concatenate(curves))
 
 
 def _check_budget(objective: Objective, renders: int, seeds: Sequence[int] | None = None) -> None:
@@ -325,6 +325,6 @@ def _check_budget(objective: Objective, renders: int, seeds: Sequence[int] | Non
         raise ValueError(f"seeds: expected {len(objective)}, one per picture, got {len(seeds)}")
 
 
-def _found(objective: Objective, best: Tensor, values: Tensor) -> Found:
+def _tuned(objective: Objective, best: Tensor, values: Tensor) -> Tuned:
     curve = values.cummax(1).values.double().numpy(force=True)
-    return Found(objective.params(best).detach().cpu(), curve)
+    return Tuned(objective.params(best).detach().cpu(), curve)

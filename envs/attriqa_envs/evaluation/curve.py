@@ -13,7 +13,7 @@ from attriqa_envs.evaluation.evaluator import Gains
 
 def entry_of(step: int, gains: Gains) -> dict[str, Any]:
     """One evaluation in JSON types: means, and the values of the images, in the order of the test images."""
-    judged = {name: values.tolist() for name, values in gains.judge_gains.items()}
+    judges = {name: values.tolist() for name, values in gains.judge_gains.items()}
     return {
         "step": step,
         "reward": float(gains.reward.mean()),
@@ -21,17 +21,17 @@ def entry_of(step: int, gains: Gains) -> dict[str, Any]:
         "clipped": float(gains.clipped_end.mean()),
         "clipped_default": float(gains.clipped_start.mean()),
         "judge_gains": {name: float(values.mean()) for name, values in gains.judge_gains.items()},
-        "images": {"score_gain": gains.score_gain.tolist(), "judge_gains": judged},
+        "images": {"score_gain": gains.score_gain.tolist(), "judge_gains": judges},
     }
 
 
 def line_of(entry: dict[str, Any]) -> str:
     """An evaluation in one line."""
-    judged = "  ".join(f"{name} {value:+.4f}" for name, value in entry["judge_gains"].items())
+    judges = "  ".join(f"{name} {value:+.4f}" for name, value in entry["judge_gains"].items())
     clipped = f"clipped {100 * entry['clipped_default']:.2f} % -> {100 * entry['clipped']:.2f} %"
     return (
         f"step {entry['step']}: reward {entry['reward']:+.4f}  score {entry['score_gain']:+.4f}  {clipped}  "
-        f"judges: {judged}"
+        f"judges: {judges}"
     )
 
 

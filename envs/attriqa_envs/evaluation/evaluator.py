@@ -43,9 +43,9 @@ class Evaluator:
             ValueError: a judge gives anything but finite ``(B,)``, or ``act`` wrong actions.
         """
         parts = [self._episodes(act, first) for first in range(0, len(self.core.bank), len(self.core))]
-        *columns, judged = zip(*parts, strict=True)
+        *columns, by_judge = zip(*parts, strict=True)
         reward, score_gain, start, end = (np.concatenate(column) for column in columns)
-        judge_gains = {name: np.concatenate([gains[name] for gains in judged]) for name in self.judges}
+        judge_gains = {name: np.concatenate([gains[name] for gains in by_judge]) for name in self.judges}
         return Gains(reward, score_gain, start, end, judge_gains)
 
     def _episodes(self, act: Act, first: int) -> Gains:

@@ -47,7 +47,7 @@ def measure(pictures: Tensor, scorer: Scorer, judges: Mapping[str, Judge]) -> li
     Raises:
         ValueError: a judge or the scorer gives anything but finite ``(B,)``.
     """
-    told: list[Record] = []
+    measured: list[Record] = []
     for some in pictures.split(_BATCH):
         score, attributes, *_ = assess(scorer, some)
         names = () if attributes is None else ATTRIBUTES
@@ -55,8 +55,8 @@ def measure(pictures: Tensor, scorer: Scorer, judges: Mapping[str, Judge]) -> li
         scores = finite("scorer", score, len(some))
         clipped = clipped_share(some).tolist()
         beyond = ((some.amin(1) <= _OFF) & (some.amax(1) >= _LIT)).float().mean((1, 2)).tolist()
-        judged = judge_pictures(judges, some)
-        told += [
+        opinions = judge_pictures(judges, some)
+        measured += [
             {
                 "score": s,
                 "clipped": c,
@@ -64,9 +64,9 @@ def measure(pictures: Tensor, scorer: Scorer, judges: Mapping[str, Judge]) -> li
                 "attributes": dict(zip(names, row, strict=True)),
                 "judges": j,
             }
-            for s, c, o, row, j in zip(scores, clipped, beyond, rows, judged, strict=True)
+            for s, c, o, row, j in zip(scores, clipped, beyond, rows, opinions, strict=True)
         ]
-    return told
+    return measured
 
 
 class Records:
@@ -157,11 +157,11 @@ def _mean(values: Sequence[float]) -> float:
 def _gains(mine: Sequence[Record], defaults: Mapping[str, Record]) -> dict[str, Floats]:
     """By name, the growth of each figure over the default, ``(n,)``."""
     pairs = [(record["told"], defaults[record["file"]]["told"]) for record in mine]
-    found = {"score": np.array([after["score"] - before["score"] for after, before in pairs])}
+    gains = {"score": np.array([after["score"] - before["score"] for after, before in pairs])}
     for group, prefix in (("attributes", ""), ("judges", "judge ")):
         for name in pairs[0][0][group]:
-            found[prefix + name] = np.array([after[group][name] - before[group][name] for after, before in pairs])
-    return found
+            gains[prefix + name] = np.array([after[group][name] - before[group][name] for after, before in pairs])
+    return gains
 
 
 def _reward_gains(mine: Sequence[Record], defaults: Mapping[str, Record]) -> Floats | None:
@@ -201,10 +201,10 @@ def _ratio(mine: Floats | None, adam: Floats | None, seed: int) -> dict[str, flo
 def _alarms(mine: Sequence[Record], defaults: Mapping[str, Record]) -> list[str]:
     """Where the score rises over the default and a judge falls, beyond the pictures' scatter."""
     gains = _gains(mine, defaults)
-    judged = {name: values.tolist() for name, values in gains.items() if name.startswith("judge ")}
+    judges = {name: values.tolist() for name, values in gains.items() if name.startswith("judge ")}
     looks = [
-        Look(0, [0.0] * len(mine), {name: [0.0] * len(mine) for name in judged}),
-        Look(1, gains["score"].tolist(), judged),
+        Look(0, [0.0] * len(mine), {name: [0.0] * len(mine) for name in judges}),
+        Look(1, gains["score"].tolist(), judges),
     ]
     return [
         f"ALARM: {mine[0]['method']}: the score rises by {alarm.score_rise:.4f} over the default while the held-out "
@@ -258,11 +258,12 @@ def _span(gain: Mapping[str, float], factor: float, digits: int) -> str:
 
 def facts_of(record: Mapping[str, Any]) -> dict[str, str]:
     """A record's figures by name, as text."""
-    told = record["told"]
+    figures = record["told"]
     facts = {} if record["curve"] is None else {"reward": f"{record['curve'][-1]:.4f}"}
-    facts |= {"score": f"{told['score']:.4f}"} | {name: f"{value:.3f}" for name, value in told["attributes"].items()}
-    facts |= {label_of(f"judge {name}"): f"{value:.4g}" for name, value in told["judges"].items()}
-    facts |= {name: f"{100 * told[name]:.2f} %" for name in ("clipped", "oversaturated")}
+    facts |= {"score": f"{figures['score']:.4f}"}
+    facts |= {name: f"{value:.3f}" for name, value in figures["attributes"].items()}
+    facts |= {label_of(f"judge {name}"): f"{value:.4g}" for name, value in figures["judges"].items()}
+    facts |= {name: f"{100 * figures[name]:.2f} %" for name in ("clipped", "oversaturated")}
     if "error" in record:
         facts |= {"PSNR": f"{record['error']['psnr']:.2f} dB", "CIEDE2000": f"{record['error']['delta_e']:.2f}"}
     return facts if record["seconds"] is None else facts | {"seconds": f"{record['seconds']:.2f}"}

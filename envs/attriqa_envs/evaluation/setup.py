@@ -14,7 +14,7 @@ from tqdm import tqdm
 from attriqa import QualityReward
 from attriqa.config import opt, required
 from attriqa_envs.agents.policy import Policy, load_policy
-from attriqa_envs.agents.search import Found, Method, search
+from attriqa_envs.agents.search import Method, Tuned, search
 from attriqa_envs.evaluation.judges import REWARDS, make_reward
 from attriqa_envs.fivek import FiveK
 from attriqa_envs.isp import table_hash
@@ -140,7 +140,7 @@ class Setup(NamedTuple):
 
     def search(
         self, config: PolicyOptions, method: Method, linear: Tensor, files: Sequence[str], *, renders: int
-    ) -> Found:
+    ) -> Tuned:
         """Tune the linear light ``(N, 3, H, W)`` of N files; what is random is the same for a file in any company."""
         seeds = seeds_of(config.seed, files)
         act = None if self.policy is None else self.policy.act

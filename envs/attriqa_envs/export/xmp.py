@@ -119,13 +119,13 @@ def camera_of(metadata: RawMetadata) -> Camera | None:
 def kelvin_and_tint(xyz: Floats) -> tuple[float, float]:
     """Correlated colour temperature, within 1,700 to 15,000 K, and tint of a light ``(3,)`` in XYZ."""
     point = _uv(xyz)
-    found = minimize_scalar(
+    nearest = minimize_scalar(
         lambda mired: float(np.square(point - _locus(1e6 / mired)).sum()),
         bounds=(_COLDEST, _WARMEST),
         method="bounded",
         options={"xatol": 1e-4},
     )
-    kelvin = 1e6 / float(found.x)
+    kelvin = 1e6 / float(nearest.x)
     return kelvin, float((point - _locus(kelvin)) @ _across(kelvin)) * _TINT_PER_UV
 
 

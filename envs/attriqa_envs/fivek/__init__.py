@@ -76,34 +76,33 @@ class FiveK:
         if not dngs:
             raise ValueError(f"root: expected DNGs as raw_photos/HQa1to700/photos/a0001-*.dng; {self.root} has none")
         experts = {letter: self._renderings(letter, dngs) for letter in EXPERTS}
-        self.photos: tuple[Photo, ...] = tuple(
-            Photo(
-                number, dng.stem, dng, {letter: found[number] for letter, found in experts.items() if number in found}
-            )
-            for number, dng in sorted(dngs.items())
-        )
+        photos = []
+        for number, dng in sorted(dngs.items()):
+            theirs = {letter: paths[number] for letter, paths in experts.items() if number in paths}
+            photos.append(Photo(number, dng.stem, dng, theirs))
+        self.photos = tuple(photos)
 
     def _by_number(self, paths: Sequence[Path], suffixes: Sequence[str]) -> dict[int, Path]:
-        found: dict[int, Path] = {}
+        known: dict[int, Path] = {}
         for path in paths:
             if path.name.startswith("."):
                 continue
             match = _NAME.match(path.name)
             number = int(match[1]) if match and path.suffix.lower() in suffixes else 0
-            if 1 <= number <= COUNT and number not in found:
-                found[number] = path
+            if 1 <= number <= COUNT and number not in known:
+                known[number] = path
             else:
                 self.strays.append(path)
-        return found
+        return known
 
     def _renderings(self, letter: str, dngs: Mapping[int, Path]) -> dict[int, Path]:
         folders = [place / f"tiff16_{letter}" for place in (self.root, self.root / "img", self.root.parent)]
         folders += [folder / f"tiff16_{letter}" for folder in sorted((self.root / "raw_photos").glob("*"))]
         paths = sorted(path for folder in folders if folder.is_dir() for path in folder.iterdir())
-        found = self._by_number(paths, _TIFF)
-        foreign = [number for number, path in found.items() if number not in dngs or path.stem != dngs[number].stem]
-        self.strays += [found.pop(number) for number in foreign]
-        return found
+        known = self._by_number(paths, _TIFF)
+        foreign = [number for number, path in known.items() if number not in dngs or path.stem != dngs[number].stem]
+        self.strays += [known.pop(number) for number in foreign]
+        return known
 
     def select(self, numbers: Sequence[int]) -> list[Photo]:
         """The photos of a list, in its order, without those that are not there."""

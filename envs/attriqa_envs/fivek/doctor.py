@@ -39,43 +39,44 @@ class Finding:
 
 def examine_tree(fivek: FiveK, numbers: Sequence[int], experts: Sequence[str]) -> list[Finding]:
     """What is missing of the photos ``numbers`` and the renderings of ``experts``, and what does not belong."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
     if len(numbers) == COUNT:
         folders = [f"raw_photos/{name}/photos" for name in FOLDERS]
-        found += [Finding("missing", name, "no such folder") for name in folders if not (fivek.root / name).is_dir()]
+        findings += [Finding("missing", name, "no such folder") for name in folders if not (fivek.root / name).is_dir()]
     held = any(list(fivek.root.glob(f"{place}{name}")) for name in LICENCES for place in ("", "*/"))
     if not held:
-        found.append(Finding("note", ", ".join(LICENCES), "without them it is not known which photo has which licence"))
+        reason = "without them it is not known which photo has which licence"
+        findings.append(Finding("note", ", ".join(LICENCES), reason))
     known = {photo.number: photo for photo in fivek.photos}
-    found += [Finding("missing", f"DNG of {run}", "no such file") for run in runs(set(numbers) - set(known))]
+    findings += [Finding("missing", f"DNG of {run}", "no such file") for run in runs(set(numbers) - set(known))]
     for letter in experts:
         lacking = [number for number in numbers if number in known and letter not in known[number].experts]
-        found += [Finding("missing", f"expert {letter} of {run}", "no such file") for run in runs(lacking)]
+        findings += [Finding("missing", f"expert {letter} of {run}", "no such file") for run in runs(lacking)]
     for path in sorted(fivek.strays):
         reason = "not the name of a photo here (aNNNN-*), or a second file of one"
-        found.append(Finding("stray", _short(path, fivek), reason))
-    return found
+        findings.append(Finding("stray", _short(path, fivek), reason))
+    return findings
 
 
 def examine_photo(photo: Photo, fivek: FiveK, experts: Sequence[str]) -> list[Finding]:
     """Read a photo's DNG and renderings, whole."""
     what = _short(photo.dng, fivek)
-    found: list[Finding] = []
+    findings: list[Finding] = []
     metadata: RawMetadata | None = None
     try:
         sensor = read_sensor(photo.dng)
         metadata = sensor.metadata
-        found += _of_sensor(sensor, what)
+        findings += _of_sensor(sensor, what)
     except ImageError as error:
-        found.append(Finding("unreadable", what, error.reason))
+        findings.append(Finding("unreadable", what, error.reason))
     for letter in experts:
         if letter in photo.experts:
             path = photo.experts[letter]
             try:
-                found += _of_expert(read_expert(path), metadata, _short(path, fivek))
+                findings += _of_expert(read_expert(path), metadata, _short(path, fivek))
             except ImageError as error:
-                found.append(Finding("unreadable", _short(path, fivek), error.reason))
-    return found
+                findings.append(Finding("unreadable", _short(path, fivek), error.reason))
+    return findings
 
 
 def _of_sensor(sensor: Sensor, what: str) -> Iterator[Finding]:

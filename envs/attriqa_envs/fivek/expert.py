@@ -19,6 +19,7 @@ from torch import Tensor
 from attriqa.images import MIN_SIDE, ImageError, resize_shorter
 from attriqa_envs.isp.color import encode
 from attriqa_envs.raw import upright
+from attriqa_envs.raw.bank import centre
 from attriqa_envs.raw.color import apply_matrix
 
 Curve = NDArray[np.float32]
@@ -178,8 +179,7 @@ def expert_square(path: Path, side: int) -> Tensor:
     Raises:
         ImageError: the file cannot be read, or is so long that its shorter side falls under ``side``.
     """
-    whole = read_expert(path, shorter_edge=side).pixels
-    if min(whole.shape[1:]) < side:
+    pixels = read_expert(path, shorter_edge=side).pixels
+    if min(pixels.shape[1:]) < side:
         raise ImageError(str(path), f"too long a panorama for a square of {side} px")
-    top, left = ((length - side) // 2 for length in whole.shape[1:])
-    return whole[None, :, top : top + side, left : left + side].contiguous()
+    return centre(pixels[None], side).contiguous()

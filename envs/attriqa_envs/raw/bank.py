@@ -64,8 +64,8 @@ def load_bank(
         raise ValueError(
             f"images: expected one size, or a side to bring them to; got {len(shapes)} sizes ({some}, ...)"
         )
-    whole = isinstance(images, Tensor) and images.shape[1:] == single[0].shape
-    bank = images if whole and isinstance(images, Tensor) else torch.stack([image.half() for image in single])
+    untouched = isinstance(images, Tensor) and images.shape[1:] == single[0].shape
+    bank = images if untouched and isinstance(images, Tensor) else torch.stack([image.half() for image in single])
     return bank.to(device=device, dtype=torch.float16)
 
 
@@ -100,10 +100,11 @@ def _square(image: Tensor, side: int) -> Tensor:
     resized = resize_shorter(image[None].float(), side)[0]
     if min(resized.shape[1:]) < side:  # a long panorama: its shorter side stays under what was asked for
         short = min(resized.shape[1:])
-        resized = F.interpolate(_centre(resized, short)[None], (side, side), mode="bilinear", antialias=True)[0]
-    return _centre(resized, side)
+        resized = F.interpolate(centre(resized, short)[None], (side, side), mode="bilinear", antialias=True)[0]
+    return centre(resized, side)
 
 
-def _centre(image: Tensor, side: int) -> Tensor:
-    top, left = ((length - side) // 2 for length in image.shape[1:])
-    return image[:, top : top + side, left : left + side]
+def centre(image: Tensor, side: int) -> Tensor:
+    """The central square of ``(..., H, W)``; a view."""
+    top, left = ((length - side) // 2 for length in image.shape[-2:])
+    return image[..., top : top + side, left : left + side]

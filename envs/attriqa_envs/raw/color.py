@@ -35,8 +35,8 @@ def rebuild_highlights(balanced: Tensor, ceilings: Tensor) -> Tensor:
     hit = (fraction > CLIPPED).any(dim=-3)  # ([B,]H,W); mostly a few pixels, and only they are touched
     rows = balanced.movedim(-3, -1)[hit]  # (N,3)
     clipped = ((fraction.movedim(-3, -1)[hit] - CLIPPED) / (1 - CLIPPED)).clamp(0, 1)
-    whole = 1 - clipped
-    beside = (rows * whole).sum(-1, keepdim=True) / whole.sum(-1, keepdim=True).clamp_min(1e-6)
+    kept = 1 - clipped
+    beside = (rows * kept).sum(-1, keepdim=True) / kept.sum(-1, keepdim=True).clamp_min(1e-6)
     largest = rows.amax(-1, keepdim=True)
     none_left = clipped.amin(-1, keepdim=True)
     suggested = torch.lerp(beside.minimum(largest), largest, none_left)

@@ -59,11 +59,11 @@ def find_images(root: Path | str, *, kind: Literal["any", "raw", "photo"] = "any
         raise ValueError(f"root: expected a folder of raw files or photos; there is no {root}")
     raws = [ImageFile(path, "raw" if header_of(path) is None else "mosaic") for path in _raw_files(root)]
     photos = [ImageFile(path, "photo") for path in images.find(root, recursive=True) if not _is_raw(path)]
-    found = raws if kind == "raw" else photos if kind == "photo" else raws or photos
-    if not found:
+    files = raws if kind == "raw" else photos if kind == "photo" else raws or photos
+    if not files:
         wanted = {"raw": "raw files", "photo": "photos"}.get(kind, "raw files or photos")
         raise ValueError(f"root: expected {wanted} in {root}; found {len(raws)} raw files and {len(photos)} photos")
-    return found
+    return files
 
 
 def _is_raw(path: Path) -> bool:
@@ -73,19 +73,19 @@ def _is_raw(path: Path) -> bool:
 def _raw_files(root: Path) -> list[Path]:
     if root.is_file():
         return [root] if _is_raw(root) else []
-    found = []
+    paths = []
     seen: set[str] = set()
     for folder, folders, names in os.walk(root, followlinks=True):
         new = os.path.realpath(folder) not in seen
         seen.add(os.path.realpath(folder))
         folders[:] = [name for name in folders if new and not name.startswith(".")]
         names = names if new else []
-        found += [Path(folder, name) for name in names if not name.startswith(".") and _is_raw(Path(name))]
+        paths += [Path(folder, name) for name in names if not name.startswith(".") and _is_raw(Path(name))]
     # A .bin is a mosaic only where a JSON says so; much else is called that.
-    return sorted(path for path in found if path.suffix.lower() != ".bin" or header_of(path) is not None)
+    return sorted(path for path in paths if path.suffix.lower() != ".bin" or header_of(path) is not None)
 
 
-_RENAMED = {"Source": ImageFile, "read_linear": ImageFile.read}
+_RENAMED: dict[str, Any] = {"Source": ImageFile, "read_linear": ImageFile.read}
 
 
 def __getattr__(name: str) -> Any:

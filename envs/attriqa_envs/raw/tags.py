@@ -70,8 +70,8 @@ def _pages(first: Any) -> Iterator[Any]:
 def _of_dng(shared: Any, raw: Any) -> RawTags:
     height, width = int(raw.valueof(257)), int(raw.valueof(256))
     top, left, bottom, right = (int(value) for value in raw.valueof(50829, (0, 0, height, width)))
-    whole = 0 <= top < bottom <= height and 0 <= left < right <= width
-    active = (top, left, bottom - top, right - left) if whole else (0, 0, height, width)
+    valid = 0 <= top < bottom <= height and 0 <= left < right <= width
+    active = (top, left, bottom - top, right - left) if valid else (0, 0, height, width)
     origin, size = _numbers(raw, 50719), _numbers(raw, 50720)
     crop = None
     if len(origin) == len(size) == 2:

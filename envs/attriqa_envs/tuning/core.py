@@ -125,8 +125,8 @@ class ISPCore:
         where = np.fromiter(rows, np.intp)
         wanted = [None] * len(where) if images is None else list(images)
         for image in wanted:
-            whole = image is None or (isinstance(image, int | np.integer) and not isinstance(image, bool))
-            if not whole or (image is not None and not 0 <= image < len(self.bank)):
+            valid = image is None or (isinstance(image, int | np.integer) and not isinstance(image, bool))
+            if not valid or (image is not None and not 0 <= image < len(self.bank)):
                 raise ValueError(f"image: expected an integer from 0 to {len(self.bank) - 1}; got {image!r}")
         drawn = [
             int(generator.integers(len(self.bank))) if image is None else int(image)
@@ -241,8 +241,8 @@ class ISPCore:
         if not scores.requires_grad:
             raise ValueError("scorer: expected one with gradients to the pictures, to observe these; this one has none")
         worth = self.task.potential(scores, self._state.distance(place), clipped)
-        (whole,) = torch.autograd.grad(worth.sum(), place)
-        gradient = whole[:, self._state.columns]
+        (everywhere,) = torch.autograd.grad(worth.sum(), place)
+        gradient = everywhere[:, self._state.columns]
         return gradient / (gradient.abs() + gradient.square().mean(1, keepdim=True).sqrt()).clamp(min=1e-12)
 
 

@@ -67,8 +67,8 @@ class ParamsState(_State):
         wrong = np.argwhere(~np.isfinite(given))
         if len(wrong):
             row, column = wrong[0].tolist()
-            found = f"{given[row, column]} at index {column} ({KEYS[int(self.columns[column])]})"
-            raise ValueError(f"actions: expected finite numbers; environment {row} got {found}")
+            got = f"{given[row, column]} at index {column} ({KEYS[int(self.columns[column])]})"
+            raise ValueError(f"actions: expected finite numbers; environment {row} got {got}")
         return given.astype(np.float32).clip(-1, 1)
 
     def step(self, actions: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attriqa_envs.agents.search import Found, Objective, adam, blind, cma_es, follow, random_search
+from attriqa_envs.agents.search import Objective, Tuned, adam, blind, cma_es, follow, random_search
 from attriqa_envs.isp import KEYS, render, to_params
 from attriqa_envs.tuning import TuningTask
 from attriqa_envs.tuning.core import ISPCore
@@ -31,7 +31,7 @@ class Counting:
         return 1 - (pictures.mean((1, 2, 3)) - 0.6).square() * 4
 
 
-def run(method: str, objective: Objective, renders: int, seeds: list[int]) -> Found:
+def run(method: str, objective: Objective, renders: int, seeds: list[int]) -> Tuned:
     if method == "random":
         return random_search(objective, renders, seeds)
     return cma_es(objective, renders, seeds) if method == "cmaes" else adam(objective, renders)

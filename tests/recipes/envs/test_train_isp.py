@@ -84,7 +84,7 @@ def check(out: Path, algo: str, files: int) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_folder_with_a_bad_file_trains_to_the_end(run_recipe: Run, tmp_path: Path, weights: Path) -> None:
-    photos = write_photos(tmp_path / "photos")
+    photos = write_photos(tmp_path / "photos", 8)
     (photos / "photo_2.png").write_bytes(b"no picture")
     words = (RECIPE, "--photos", photos, "--smoke", "--model", weights, "--out", tmp_path / "out")
     done = run_recipe(*words)
@@ -131,7 +131,7 @@ def test_fivek_trains_on_its_lists(algo: str, run_recipe: Run, tmp_path: Path, w
 def test_an_interrupted_run_ends_with_the_weights_of_a_whole_one(
     algo: str, number: signal.Signals, more: tuple[Any, ...], run_recipe: Run, tmp_path: Path, weights: Path
 ) -> None:
-    photos = write_photos(tmp_path / "photos")
+    photos = write_photos(tmp_path / "photos", 8)
     words = [RECIPE, "--photos", photos, "--smoke", "--algo", algo, "--model", weights, *more, "--out"]
     whole = run_recipe(*words, tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
