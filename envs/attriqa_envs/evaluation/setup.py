@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -142,10 +142,8 @@ class Setup(NamedTuple):
         self, config: PolicyOptions, method: Method, linear: Tensor, files: Sequence[str], *, renders: int
     ) -> Tuned:
         """Tune the linear light ``(N, 3, H, W)`` of N files; what is random is the same for a file in any company."""
-        seeds = seeds_of(config.seed, files)
-        act = None if self.policy is None else self.policy.act
-        options: dict[str, Any] = {"renders": renders, "seeds": seeds, "act": act, "batch": config.batch}
-        return search(method, linear, self.reward, self.task, **options)
+        act, seeds = None if self.policy is None else self.policy.act, seeds_of(config.seed, files)
+        return search(method, linear, self.reward, self.task, renders=renders, seeds=seeds, act=act, batch=config.batch)
 
 
 def set_up(config: PolicyOptions, *, side: int) -> Setup:
