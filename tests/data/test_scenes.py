@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from attriqa.data.datasets.scenes import Annotation, class_of_type, match, read_annotations
-from attriqa.data.datasets.synthetic import CSIQ_TYPES, KADID_TYPES, LIVE_TYPES
+from attriqa.data.datasets.synthetic import KADID_TYPES
 from attriqa.distortions import DISTORTION_KEYS
-from attriqa.distortions.classes import DISTORTIONS, SCENES
+from attriqa.distortions.classes import CSIQ_TYPES, DISTORTIONS, LIVE_TYPES, SCENES
 
 # The 33 words that the files have for a distortion, and LIQE's class of each.
 WORDS = {

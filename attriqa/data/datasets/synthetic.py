@@ -9,23 +9,10 @@ from pathlib import Path
 
 from attriqa.data.datasets.label_files import find_labels, number, read_fields, read_mat, read_sheet, read_table
 from attriqa.data.datasets.rows import Dataset, DatasetError, Images, Kind, Row, complete
+from attriqa.distortions import DISTORTION_KEYS
+from attriqa.distortions.classes import CSIQ_TYPES, LIVE_TYPES, TID2013_TYPES
 
-KADID_TYPES = (
-    "gaussian_blur", "lens_blur", "motion_blur", "color_diffusion", "color_shift", "color_quantization",
-    "color_saturation_1", "color_saturation_2", "jpeg2000", "jpeg", "white_noise", "white_noise_cc", "impulse_noise",
-    "multiplicative_noise", "denoise", "brighten", "darken", "mean_shift", "jitter", "non_eccentricity_patch",
-    "pixelate", "quantization", "color_block", "high_sharpen", "contrast_change",
-)  # fmt: skip
-TID2013_TYPES = (
-    "additive_gaussian_noise", "color_component_noise", "spatially_correlated_noise", "masked_noise",
-    "high_frequency_noise", "impulse_noise", "quantization_noise", "gaussian_blur", "denoising", "jpeg", "jpeg2000",
-    "jpeg_transmission_errors", "jpeg2000_transmission_errors", "non_eccentricity_pattern", "local_block_wise",
-    "mean_shift", "contrast_change", "saturation_change", "multiplicative_noise", "comfort_noise",
-    "lossy_compression_of_noisy_images", "color_quantization_with_dither", "chromatic_aberrations", "sparse_sampling",
-)  # fmt: skip
-CSIQ_TYPES = ("AWGN", "BLUR", "contrast", "fnoise", "JPEG", "jpeg2000")  # as file names say
-LIVE_TYPES = {"jp2k": 227, "jpeg": 233, "wn": 174, "gblur": 174, "fastfading": 174}  # images of each, references too
-
+KADID_TYPES = DISTORTION_KEYS  # in the order of the numbers in file names
 _KADID = Kind("KADID-10k", (1.0, 5.0), "ROOT/dmos.csv, ROOT/images/*.png", synthetic=True)
 _TID2013 = Kind(
     "TID2013",

@@ -41,17 +41,11 @@ def through_pictures(images: Tensor, values: Tensor, change: Callable[[Image.Ima
 
 
 def jpeg2000(images: Tensor, values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """#9: JPEG 2000 at a compression ratio, with the irreversible wavelet (9/7) and one quality layer.
+    """#9: JPEG 2000, with the irreversible wavelet (9/7) and one quality layer; multiples of 1/255.
 
-    Args:
-        images: ``(B, 3, H, W)`` in [0, 1].
-        values: ``(B,)`` compression ratios: bytes of the 8-bit picture by those of the file.
-        generators: not used.
+    A value is the compression ratio: bytes of the 8-bit picture by those of the file.
 
-    Returns:
-        ``(B, 3, H, W)``, multiples of 1/255.
-
-    Source: KADIS-700k, ``imdist_generator.m``: MATLAB's ``imwrite(..., 'CompressionRatio', r)``.
+    Source: MATLAB's ``imwrite(..., 'CompressionRatio', r)``, as KADIS-700k calls it.
     """
     return through_pictures(images, values, _jpeg2000)
 
@@ -64,17 +58,11 @@ def _jpeg2000(picture: Image.Image, ratio: float) -> Image.Image:
 
 
 def jpeg(images: Tensor, values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """#10: JPEG at a quality, chroma at half resolution (4:2:0).
+    """#10: JPEG, chroma at half resolution (4:2:0); multiples of 1/255.
 
-    Args:
-        images: ``(B, 3, H, W)`` in [0, 1].
-        values: ``(B,)`` qualities of libjpeg, 1 to 95, whole numbers.
-        generators: not used.
+    A value is the quality of libjpeg, a whole number of 1 to 95.
 
-    Returns:
-        ``(B, 3, H, W)``, multiples of 1/255.
-
-    Source: KADIS-700k, ``imdist_generator.m``: MATLAB's ``imwrite(..., 'Quality', q)``.
+    Source: MATLAB's ``imwrite(..., 'Quality', q)``, as KADIS-700k calls it.
     """
     return through_pictures(images, values, _jpeg)
 
