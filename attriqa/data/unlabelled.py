@@ -210,15 +210,14 @@ def _listed(path: Path) -> list[str]:
 
 def _expand(pattern: str) -> list[Path]:
     """The files that a pattern with ``{000..009}`` or with ``*`` stands for, in order."""
-    pieces = _BRACES.split(pattern)  # text, first, last, text, first, last, text ...
     ranges = []
-    for first, last in zip(pieces[1::3], pieces[2::3], strict=True):
+    for first, last in _BRACES.findall(pattern):
         if int(first) > int(last):
             raise SourceError(f"source: expected a rising range in {pattern}, got {{{first}..{last}}}")
         ranges.append([f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)])
-    named = ["".join(_interleave(pieces[::3], numbers)) for numbers in product(*ranges)]
     found: list[Path] = []
-    for name in named:
+    for numbers in map(iter, product(*ranges)):
+        name = _BRACES.sub(lambda _, numbers=numbers: next(numbers), pattern)  # type: ignore[misc]
         path = Path(name)
         if path.exists():
             found.append(path)
@@ -230,11 +229,6 @@ def _expand(pattern: str) -> list[Path]:
     if not found:
         raise FileNotFoundError(f"source: no shard matches {pattern}")
     return found
-
-
-def _interleave(texts: list[str], between: tuple[str, ...]) -> Iterator[str]:
-    for text, number in zip(texts, (*between, ""), strict=True):
-        yield text + number
 
 
 def _index_shards(shards: list[Path], source: str, cache: Path | None) -> ImageIndex:

@@ -97,8 +97,8 @@ def test_the_files_of_a_split_make_up_a_set_and_may_not_contradict(tmp_path: Pat
         (line("a.jpg", 1, "lens", "invalid"), "line 2: expected one to three scenes among .*, got none"),
         ("a.jpg 1 lens human invalid invalid", "line 2: expected a path, a score, .* parted by tabs, got 'a.jpg 1"),
         ("a.jpg\t1\tlens\thuman\tinvalid", "line 2: expected a path, a score, a distortion and three scenes"),
-        ("a.jpg\tgood\tlens\thuman\tinvalid\tinvalid", "line 2: expected a score, got 'good'"),
-        ("a.jpg\tnan\tlens\thuman\tinvalid\tinvalid", "line 2: expected a score, got 'nan'"),
+        ("a.jpg\tgood\tlens\thuman\tinvalid\tinvalid", "line 2: expected a number as score, got 'good'"),
+        ("a.jpg\tnan\tlens\thuman\tinvalid\tinvalid", "line 2: expected a number as score, got 'nan'"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path: Path, bad: str, message: str) -> None:

@@ -45,7 +45,16 @@ class Reader(Protocol):
     """What all readers have in common."""
 
     def __call__(self, root: Path | str, /, *, allow_missing: bool = False) -> Dataset:
-        """Read the data set in ``root``."""
+        """Read the data set in ``root``.
+
+        Args:
+            root: the folder that holds it, as its authors lay it out: an error quotes the layout, relative to ROOT.
+            allow_missing: leave out images that are not there; ``missing`` of the result names them.
+
+        Raises:
+            DatasetError: a label file or an image that it names is missing or malformed, or label files disagree.
+            ImportError: its labels are an Excel sheet, and pandas or openpyxl is not installed.
+        """
         ...
 
 

@@ -6,11 +6,11 @@ a map from the 33 to eleven classes; MP-IQE (Pan et al., "Multi-Modal Prompt Lea
 Assessment", 2024) learns from the same classes under other names.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from attriqa.data.datasets.label_files import number, read_text
 from attriqa.distortions.classes import SCENES
 
 # What the files call distortions, by LIQE's class of them.
@@ -80,13 +80,9 @@ def read_annotations(paths: Sequence[Path], *, fix_fastfading: bool = True) -> l
     """
     found: dict[str, tuple[str, Annotation]] = {}
     for path in paths:
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: expected a UTF-8 text file ({error})") from error
-        for number, line in enumerate(lines, 1):
+        for index, line in enumerate(read_text(path).splitlines(), 1):
             if line.strip():
-                place = f"{path} line {number}"
+                place = f"{path} line {index}"
                 entry = _parsed(place, line, fix_fastfading)
                 first, other = found.setdefault(entry.name, (place, entry))
                 if other != entry:
@@ -111,13 +107,7 @@ def _parsed(place: str, line: str, fix_fastfading: bool) -> Annotation:
         got = ", ".join(map(repr, unknown)) or "none"
         raise ValueError(f"{place}: expected one to three scenes among {', '.join(SCENES)}, got {got}")
     faded = fix_fastfading and name.startswith("fastfading/")
-    try:
-        value = float(score)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{place}: expected a score, got {score!r}")
-    return Annotation(name, value, _CLASS_OF["fastfading" if faded else kind], scenes)
+    return Annotation(name, number(place, "score", score), _CLASS_OF["fastfading" if faded else kind], scenes)
 
 
 def match(annotations: Sequence[Annotation], paths: Sequence[Path]) -> list[Annotation | None]:

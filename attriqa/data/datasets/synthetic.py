@@ -1,6 +1,7 @@
 """Pristine images and what was done to them: KADID-10k, TID2013, CSIQ, LIVE, PIPAL, LVQ; and images made by AI.
 
-File names and columns are those of the authors' own copies. The group of a row is its reference.
+File names and columns are those of the authors' own copies; `attriqa.data.datasets.Reader` says what all readers share.
+The group of a row is its reference.
 """
 
 import re
@@ -60,13 +61,6 @@ def read_kadid(root: Path | str, /, *, allow_missing: bool = False) -> Dataset:
     """KADID-10k: 81 references x 25 distortions x 5 levels, scores on 1..5.
 
     Lin et al., QoMEX 2019. The column is called ``dmos`` and yet higher is better.
-
-    Args:
-        root: the folder ``kadid10k``.
-        allow_missing: leave out images that are not there; ``missing`` of the result names them.
-
-    Raises:
-        DatasetError: the label file or an image that it names is missing or malformed.
     """
     root = Path(root)
     images = Images(root / "images")
@@ -83,13 +77,6 @@ def read_tid2013(root: Path | str, /, *, allow_missing: bool = False) -> Dataset
 
     Ponomarenko et al., Signal Processing: Image Communication 2015. Files are found whatever the case of their names,
     which differs between copies.
-
-    Args:
-        root: the folder ``tid2013``.
-        allow_missing: leave out images that are not there; ``missing`` of the result names them.
-
-    Raises:
-        DatasetError: the label file or an image that it names is missing or malformed.
     """
     root = Path(root)
     images = Images(root)
@@ -115,14 +102,6 @@ def read_csiq(root: Path | str, /, *, allow_missing: bool = False) -> Dataset:
 
     Larson and Chandler, JEI 2010. Labels: the official sheet, or one of the text files made from it. Folders are found
     whatever their case.
-
-    Args:
-        root: the folder with ``src_imgs`` and ``dst_imgs``.
-        allow_missing: leave out images that are not there; ``missing`` of the result names them.
-
-    Raises:
-        DatasetError: a label file or an image that it names is missing or malformed.
-        ImportError: the labels are an Excel sheet, and pandas or openpyxl is not installed.
     """
     root = Path(root)
     images = Images(root)
@@ -162,13 +141,6 @@ def read_live(root: Path | str, /, *, allow_missing: bool = False) -> Dataset:
 
     Sheikh et al., IEEE TIP 2006. The 203 copies of references among the 982 images (``orgs``) are left out. There are
     no levels: ``level`` is the physical parameter in ``<type>/info.txt``, or None where that file is not there.
-
-    Args:
-        root: the folder ``databaserelease2``.
-        allow_missing: leave out images that are not there; ``missing`` of the result names them.
-
-    Raises:
-        DatasetError: a label file or an image that it names is missing or malformed, or the label files disagree.
     """
     root = Path(root)
     labels = find_labels(_LIVE, root, "dmos_realigned.mat")
@@ -208,13 +180,6 @@ def read_pipal(root: Path | str, /, *, allow_missing: bool = False) -> Dataset:
 
     Gu et al., ECCV 2020. ``distortion`` is the first number of the file name; the second counts within it and is no
     level.
-
-    Args:
-        root: the folder with ``Train_Label``.
-        allow_missing: leave out images that are not there; ``missing`` of the result names them.
-
-    Raises:
-        DatasetError: there is no label file, or one or an image that it names is missing or malformed.
     """
     root = Path(root)
     files = sorted((root / "Train_Label").glob("*.txt"))
@@ -239,12 +204,7 @@ def read_lvq(root: Path | str, /, *, allow_missing: bool = False) -> Dataset:
     Khan et al., ICIP 2020. Its own layout is not public: a manifest says what is where. The group is the reference
     video: column ``video`` where there is one, else the folder of ``ref``.
 
-    Args:
-        root: the manifest, or a folder with ``manifest.csv``.
-        allow_missing: leave out images that are not there; ``missing`` of the result names them.
-
-    Raises:
-        DatasetError: the manifest or an image that it names is missing or malformed.
+    The root is the manifest, or a folder with ``manifest.csv``.
     """
     root = Path(root)
     labels = root if root.is_file() else find_labels(_LVQ, root, "manifest.csv")
@@ -269,13 +229,6 @@ def read_agiqa(root: Path | str, /, *, allow_missing: bool = False) -> Dataset:
 
     Li et al., IEEE TCSVT 2023. The group is the prompt. For zero-shot numbers use ``evals/agiqa.py``, which also looks
     within prompts and generators.
-
-    Args:
-        root: the folder with ``data.csv`` and the images.
-        allow_missing: leave out images that are not there; ``missing`` of the result names them.
-
-    Raises:
-        DatasetError: the label file or an image that it names is missing or malformed.
     """
     root = Path(root)
     images = Images(root)
