@@ -2,7 +2,7 @@
 
     python training/select_prompts.py --task joint --photos photos --spaq SPAQ --out runs/prompts
 
-Each attribute has 50 positive and 50 negative adjectives (attriqa/prompts.py), so 2,500 pairs. A pair scores an image
+Each attribute has 50 positive and 50 negative adjectives (attriqa/candidates.toml): 2,500 pairs. A pair scores an image
 by the cosine to its positive prompt minus that to its negative one, and is itself scored by what --task asks for:
 
 distortion: pristine photos are rendered at several levels of the attribute; SROCC of level and score, mean over photos
@@ -17,7 +17,7 @@ CLIPTeacher(pairs=...); OUT/heatmap_*.png shows them; OUT/metrics.json holds eve
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from attriqa.attributes import ATTRIBUTES, CANDIDATES, PROMPT_PAIRS, TEMPLATE, Candidates
-from attriqa.config import claim_folder, opt, parse_config
+from attriqa.config import claim_folder, opt, run_command
 from attriqa.data.datasets import read_spaq
 from attriqa.distortions import apply_ramp
 from attriqa.evaluation import metrics
@@ -84,18 +84,15 @@ class Texts(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Read the command line and select."""
+    run_command({"": run}, argv, __doc__)
+
+
+def run(config: Config) -> None:
     """Encode, score all pairs, write."""
-    config = parse_config(Config, argv, __doc__)
-    try:
-        select(smoke(config) if config.smoke else config, make_encoder)
-    except (ValueError, FileNotFoundError) as error:  # a data set, a model or a photo is not what it should be
-        raise SystemExit(str(error)) from error
-
-
-def smoke(config: Config) -> Config:
-    """The same run at a size for tests."""
-    small: dict[str, Any] = {"photo_limit": 3, "levels": 4, "spaq_edge": 64, "batch": 16, "chunk": 2, "workers": 0}
-    return Config(**{**config.__dict__, **small})
+    if config.smoke:
+        config = replace(config, photo_limit=3, levels=4, spaq_edge=64, batch=16, chunk=2, workers=0)
+    select(config, make_encoder)
 
 
 def make_encoder(config: Config) -> CLIPEncoder:

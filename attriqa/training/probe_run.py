@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,11 +18,12 @@ from attriqa.data.protocol import Plan, Protocol, make_plan
 from attriqa.data.ramps import RAMPS, DepartureGroups, find_photos
 from attriqa.data.splits import Fold
 from attriqa.evaluation.attacks import middle_squares
-from attriqa.files import atomic_path, write_json
+from attriqa.files import write_json
 from attriqa.images import read
 from attriqa.models import AttributeNet, load_with_provenance
 from attriqa.models.backbones import fold_batch_norm
 from attriqa.models.views import View, look
+from attriqa.training.kept import keep
 
 _MOST_OFF = 0.03  # bfloat16 and fp16 take statistics half a percent away, another crop 5, another photo 30
 
@@ -201,26 +202,26 @@ class KeptStatistics:
     @torch.no_grad()
     def of_ramps(self, groups: DepartureGroups, path: Path) -> dict[str, Tensor]:
         """``ramps`` (G, L, D) fp16 and ``levels`` (G, L) of all groups, on the CPU; computed once, kept in a file."""
-        if not path.exists():
-            ramps, levels = [], []
+
+        def ramps() -> dict[str, Tensor]:
+            pooled, levels = [], []
             for index in tqdm(range(len(groups)), "departures", leave=False):
                 images, level = groups[index]
-                ramps.append(self.pool(images.to(self.encoder.pooled_mean.device)).half().cpu())
+                pooled.append(self.pool(images.to(self.encoder.pooled_mean.device)).half().cpu())
                 levels.append(level)
-            with atomic_path(path) as temporary:
-                save_file({"ramps": torch.stack(ramps), "levels": torch.stack(levels)}, temporary)
-        return load_file(path)
+            return {"ramps": torch.stack(pooled), "levels": torch.stack(levels)}
+
+        return keep(path, ramps)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, view: View) -> Tensor:
         """(B, 3, H, W) -> (B, K, D) on the CPU, of the K crops of a view."""
         config = self.encoder.config
-        pixels = f"{view} {tuple(images.shape)}".encode() + images.cpu().contiguous().numpy().tobytes()
-        path = self.folder / f"{hashlib.sha256(pixels).hexdigest()}.safetensors"
-        if not path.exists():
+
+        def pooled() -> dict[str, Tensor]:
             seen = look(images, view, shorter_edge=config.shorter_edge, crop=config.crop)
             parts = seen.flatten(0, 1).to(self.encoder.pooled_mean.device).split(self.chunk)
-            pooled = torch.cat([self.pool(part).cpu() for part in parts]).unflatten(0, seen.shape[:2])
-            with atomic_path(path) as temporary:
-                save_file({"pooled": pooled.contiguous()}, temporary)
-        return load_file(path)["pooled"]
+            return {"pooled": torch.cat([self.pool(part).cpu() for part in parts]).unflatten(0, seen.shape[:2])}
+
+        pixels = f"{view} {tuple(images.shape)}".encode() + images.cpu().contiguous().numpy().tobytes()
+        return keep(self.folder / f"{hashlib.sha256(pixels).hexdigest()}.safetensors", pooled)["pooled"]

@@ -59,21 +59,10 @@ class Reader(Protocol):
 
 
 READERS: dict[str, Reader] = {
-    "clive": read_clive,
-    "koniq": read_koniq,
-    "spaq": read_spaq,
-    "flive": read_flive,
-    "ava": read_ava,
-    "bid": read_bid,
-    "kadid": read_kadid,
-    "tid2013": read_tid2013,
-    "csiq": read_csiq,
-    "live": read_live,
-    "lvq": read_lvq,
-    "pipal": read_pipal,
-    "agiqa": read_agiqa,
-    "csv": read_csv,
-}  # by the names that command lines and `attriqa.evaluation.papers.published` use
+    "clive": read_clive, "koniq": read_koniq, "spaq": read_spaq, "flive": read_flive, "ava": read_ava, "bid": read_bid,
+    "kadid": read_kadid, "tid2013": read_tid2013, "csiq": read_csiq, "live": read_live, "lvq": read_lvq,
+    "pipal": read_pipal, "agiqa": read_agiqa, "csv": read_csv,
+}  # by the names that command lines and `attriqa.evaluation.papers.published` use  # fmt: skip
 
 
 def read_dataset(name: str, root: Path | str | None = None, *, allow_missing: bool = False) -> Dataset:

@@ -8,6 +8,7 @@ result does not depend on their number.
 import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,14 +48,8 @@ def jpeg2000(images: Tensor, values: Tensor, generators: Sequence[torch.Generato
 
     Source: MATLAB's ``imwrite(..., 'CompressionRatio', r)``, as KADIS-700k calls it.
     """
-    return through_pictures(images, values, _jpeg2000)
-
-
-def _jpeg2000(picture: Image.Image, ratio: float) -> Image.Image:
-    file = io.BytesIO()
-    options = {"quality_mode": "rates", "quality_layers": [ratio], "irreversible": True}
-    picture.save(file, "JPEG2000", **options)
-    return Image.open(file)
+    options = {"quality_mode": "rates", "irreversible": True}
+    return through_pictures(images, values, lambda p, ratio: _coded(p, "JPEG2000", quality_layers=[ratio], **options))
 
 
 def jpeg(images: Tensor, values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
@@ -64,10 +59,11 @@ def jpeg(images: Tensor, values: Tensor, generators: Sequence[torch.Generator]) 
 
     Source: MATLAB's ``imwrite(..., 'Quality', q)``, as KADIS-700k calls it.
     """
-    return through_pictures(images, values, _jpeg)
+    options = {"subsampling": "4:2:0"}
+    return through_pictures(images, values, lambda p, quality: _coded(p, "JPEG", quality=round(quality), **options))
 
 
-def _jpeg(picture: Image.Image, quality: float) -> Image.Image:
+def _coded(picture: Image.Image, format: str, **options: Any) -> Image.Image:  # noqa: A002 (Pillow's word)
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=round(quality), subsampling="4:2:0")
+    picture.save(file, format, **options)
     return Image.open(file)

@@ -147,7 +147,7 @@ def test_another_configuration_is_refused(run: Run, recipe: ModuleType, tmp_path
     run(root, out)
     with pytest.raises(SystemExit, match="seed: 0 there, 1 now"):
         run(root, out, "--seed", 1)
-    plans = [recipe.plan_of(recipe.Config(images="photos", workers=n, out=Path(str(n)))) for n in (1, 5)]
+    plans = [recipe.claim_of(recipe.Config(images="photos", workers=n, out=Path(str(n)))) for n in (1, 5)]
     assert plans[0] == plans[1], "which the pixels do not depend on"
 
 
