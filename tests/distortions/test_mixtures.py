@@ -344,8 +344,3 @@ def test_settings_of_crops_that_cannot_be_are_refused(paths: list[Path]) -> None
         ValueError, match=rf"crop: expected at most the shorter side of .*\.png, {SIDE + 8}, got {SIDE + 9}"
     ):
         large[0]
-
-
-def test_the_table_is_the_one_that_recipes_count_on() -> None:
-    assert [entry.number for entry in DISTORTIONS] == list(range(1, 26))
-    assert tuple(entry.key for entry in DISTORTIONS) == DISTORTION_KEYS

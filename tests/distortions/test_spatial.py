@@ -6,14 +6,7 @@ import torch
 from numpy.typing import NDArray
 
 from attriqa.distortions.kadid.spatial import color_block, jitter, non_eccentricity_patch, pixelate
-from tests.support.distortion_pictures import (
-    Distort,
-    assert_an_image_is_its_own,
-    assert_any_layout_and_dtype,
-    generators,
-    picture,
-    values,
-)
+from tests.support.distortion_pictures import generators, picture, values
 
 Floats = NDArray[np.float64]
 
@@ -132,17 +125,3 @@ def test_blocks_are_opaque_and_lie_on_each_other() -> None:
         y, x = math.floor(down * 38 + 0.5), math.floor(across * 48 + 0.5)
         expected[:, y : y + 32, x : x + 32] = np.array([red, green, blue])[:, None, None]
     np.testing.assert_array_equal(color_block(image, values(10), generators(3))[0].numpy(), expected)
-
-
-@pytest.mark.parametrize(
-    ("distort", "parameters"),
-    [
-        (jitter, (0.05, 1.0, 0.5)),
-        (non_eccentricity_patch, (20, 100, 60)),
-        (pixelate, (0.01, 0.5, 0.1)),
-        (color_block, (2, 10, 6)),
-    ],
-)
-def test_contract(distort: Distort, parameters: tuple[float, ...]) -> None:
-    assert_an_image_is_its_own(distort, *parameters)
-    assert_any_layout_and_dtype(distort, parameters[1], atol=1e-4)
