@@ -228,18 +228,8 @@ def test_the_attack_is_on_what_the_reward_says(recipe: ModuleType, jobs: Jobs, t
 
 
 def words(tree: Tree, out: Path, *more: str) -> list[str]:
-    return [
-        "--run",
-        str(tree.run),
-        "--data",
-        tree.data,
-        "--photos",
-        str(tree.photos),
-        "--out",
-        str(out),
-        "--smoke",
-        *more,
-    ]
+    given = {"--run": tree.run, "--data": tree.data, "--photos": tree.photos, "--out": out}
+    return [*(str(word) for pair in given.items() for word in pair), "--smoke", *more]
 
 
 @pytest.mark.slow
