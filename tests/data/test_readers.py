@@ -80,17 +80,6 @@ EXPECTED = {
         AttnGAN_normal_000.jpg | 0.19 | a cat, sitting | - | - | - | -
         sd1.5_lowstep_001.jpg | 4.489 | a cat, sitting | - | - | - | -"""),
 }  # fmt: skip
-RATED = {
-    "jp2k/img2.bmp": (15.5, "studentsculpture.bmp"),
-    "jp2k/img227.bmp": (-2.64, "bikes.bmp"),
-    "jpeg/img1.bmp": (50.0, "bikes.bmp"),
-    "wn/img174.bmp": (111.77, "woman.bmp"),
-    "fastfading/img174.bmp": (60.0, "woman.bmp"),
-}
-
-
-def live(root: Path) -> Path:
-    return trees.live(root, RATED, {name: 0.5 + i for i, name in enumerate(RATED)})
 
 
 def lines(dataset: Dataset, root: Path) -> list[str]:
@@ -111,7 +100,7 @@ def short(rows: list[str]) -> list[str]:
 @pytest.mark.parametrize("name", EXPECTED)
 def test_rows_are_those_of_the_label_files(tmp_path: Path, name: str) -> None:
     scale, words, rows = EXPECTED[name]
-    dataset = READERS[name](live(tmp_path) if name == "live" else getattr(trees, name)(tmp_path))
+    dataset = READERS[name](trees.build(name, tmp_path))
     assert lines(dataset, tmp_path) == [line.strip() for line in rows.strip().splitlines()]
     assert "..".join(f"{end:g}" for end in dataset.mos_range) == scale
     assert (dataset.synthetic, dataset.flipped) == ("synthetic" in words, "flipped" in words)
@@ -160,7 +149,7 @@ def test_other_layouts_and_label_files_of_a_set_give_the_same(
     ],
 )
 def test_a_broken_label_file_is_refused(tmp_path: Path, name: str, file: str, old: str, new: str, message: str) -> None:
-    path = getattr(trees, name)(tmp_path) / file
+    path = trees.build(name, tmp_path) / file
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
@@ -228,7 +217,7 @@ def test_without_their_split_files_rows_have_none(tmp_path: Path) -> None:
 
 
 def test_live_without_info_files_has_no_levels(tmp_path: Path) -> None:
-    assert [row.level for row in read_live(trees.live(tmp_path, RATED)).rows] == [None] * 5
+    assert [row.level for row in read_live(trees.live(tmp_path, levels=False)).rows] == [None] * 5
 
 
 def test_csiq_refuses_a_file_that_is_no_sheet(tmp_path: Path) -> None:
@@ -244,7 +233,7 @@ def test_csiq_refuses_a_file_that_is_no_sheet(tmp_path: Path) -> None:
 
 
 def test_live_label_files_that_disagree_are_refused(tmp_path: Path) -> None:
-    trees.live(tmp_path, RATED)
+    trees.live(tmp_path)
     scipy.io.savemat(tmp_path / "refnames_all.mat", {"refnames_all": trees.cells(["a.bmp"] * 981)})
     with pytest.raises(DatasetError, match="expected 982 images, got 982 dmos_new, 982 orgs and 981 refnames_all"):
         read_live(tmp_path)

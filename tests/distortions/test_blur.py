@@ -171,8 +171,7 @@ def test_sharpening_moves_lightness_away_from_its_blur(amount: float) -> None:
     assert unclipped.mean() > 0.1
     np.testing.assert_allclose(after[0][unclipped], wanted[unclipped], atol=1e-6)
     np.testing.assert_allclose(after[1:, unclipped], before[1:, unclipped], atol=1e-6)
-    assert sharpened.min() >= 0
-    assert sharpened.max() <= 1
+    assert 0 <= sharpened.min() <= sharpened.max() <= 1
 
 
 def test_sharpening_leaves_flat_areas_and_sharpens_edges() -> None:

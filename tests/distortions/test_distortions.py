@@ -68,11 +68,9 @@ def test_a_batch_is_its_images_one_by_one(entry: Distortion) -> None:
     generator = seeded(7)
     alone = [distort(images[b : b + 1], entry.key, int(levels[b]), generator) for b in range(3)]
     together = distort(images, entry.key, levels, seeded(7))
-    assert together.shape == images.shape
-    assert together.dtype == torch.float32
+    assert (together.shape, together.dtype) == (images.shape, torch.float32)
     assert together.isfinite().all()
-    assert together.min() >= 0
-    assert together.max() <= 1
+    assert 0 <= together.min() <= together.max() <= 1
     assert torch.equal(together, torch.cat(alone))
 
 
@@ -123,8 +121,7 @@ def test_gray_and_constant_images_stay_finite(entry: Distortion) -> None:
         for finalize in ("clip", "mapmm"):
             found = distort_seeded(images, entry.key, level, range(4), finalize=finalize)
             assert found.isfinite().all()
-            assert found.min() >= 0
-            assert found.max() <= 1
+            assert 0 <= found.min() <= found.max() <= 1
     if entry.key in ("color_saturation_1", "color_saturation_2", "color_diffusion"):
         grayish = distort_seeded(gray, entry.key, 4, [0])
         torch.testing.assert_close(grayish, gray, rtol=0, atol=1e-4)

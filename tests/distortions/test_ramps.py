@@ -75,8 +75,7 @@ def test_a_higher_level_has_more_of_the_attribute(attribute: str) -> None:
     level = torch.linspace(0, 1, 7)  # the last eighth of the sharpness ramp, sigma < 0.18, is too little for float32
     ramp = apply_ramp(picture().expand(7, -1, -1, -1), attribute, level, generator())
     assert ramp.shape == (7, 3, 60, 72)
-    assert ramp.min() >= 0
-    assert ramp.max() <= 1
+    assert 0 <= ramp.min() <= ramp.max() <= 1
     measured = MEASURES[attribute](ramp)
     assert (measured.diff() > 0).all(), measured
 

@@ -87,8 +87,7 @@ def test_scores_are_open_clips_cosine_differences(
               for image in pictures()]  # fmt: skip
     teacher: Teacher = teacher_of(name)
     found = teacher(torch.stack([to_tensor(image) for image in images]))
-    assert found.shape == (3, 5)
-    assert found.dtype == torch.float32
+    assert (found.shape, found.dtype) == ((3, 5), torch.float32)
     expected = direct(name, images)
     assert expected.std(0).mean() > 5e-3, "images that cannot be told apart would test nothing"
     # What remains is Pillow's rounding to 8 bits; an image that has the size already goes without it.
