@@ -70,8 +70,8 @@ def read_pairs(path: str | Path, choice: Literal["best", "median", "worst"] = "b
     try:
         table: Any = json.loads(Path(path).read_text(encoding="utf-8"))
         template = table["template"]
-        found = {name: table["attributes"][name][choice] for name in ATTRIBUTES}
-        pairs = {name: (pair["positive"], pair["negative"]) for name, pair in found.items()}
+        chosen = {name: table["attributes"][name][choice] for name in ATTRIBUTES}
+        pairs = {name: (pair["positive"], pair["negative"]) for name, pair in chosen.items()}
     except (ValueError, KeyError, TypeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path}: expected the prompts.json of training/select_prompts.py, got {reason}") from error

@@ -165,13 +165,13 @@ def adversarial_heads(config: Config) -> None:
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     statistics = KeptStatistics(nets[0].net.to(device), config.out / "statistics", config.chunk)
     followed = [config.photos / name for name in run.held_out[: config.ramp_photos]]
-    for fold, found in zip(run.plan.folds, nets, strict=True):
+    for fold, fold_net in zip(run.plan.folds, nets, strict=True):
         if not (config.out / fold.name / "metrics.json").exists():
-            start = found.net.to(device)
+            start = fold_net.net.to(device)
             with torch.random.fork_rng(devices=[]):
                 drawn = draw_departures(config, run, start, statistics)
                 job = Job(config, run, fold, start, copy.deepcopy(start), statistics, squares, followed, drawn)
-                run_fold(job, found.provenance)
+                run_fold(job, fold_net.provenance)
     finish(config, run)
 
 
@@ -181,8 +181,8 @@ def draw_departures(config: Config, run: ProbeRun, net: AttributeNet, kept: Kept
         return {}
     photos = [config.photos / name for name in run.ramp_photos]
     groups = DepartureGroups(photos, net.config.crop, run.levels.shape[1], config.seed)
-    found = kept.of_ramps(groups, config.out / "departures.safetensors") if photos else {}
-    return {f"drawn_{name}": value for name, value in found.items()}
+    ramps = kept.of_ramps(groups, config.out / "departures.safetensors") if photos else {}
+    return {f"drawn_{name}": value for name, value in ramps.items()}
 
 
 def run_fold(job: Job, provenance: dict[str, Any]) -> None:
@@ -191,18 +191,18 @@ def run_fold(job: Job, provenance: dict[str, Any]) -> None:
     before = measure(job, "before")
     pool: dict[str, Tensor] = {}
     for number in range(1, job.config.rounds + 1):
-        found = search(job, number)
-        up, gain = found["way"] > 0, found["gain"]
+        examples = search(job, number)
+        up, gain = examples["way"] > 0, examples["gain"]
         change = {"up": gain[up].mean().item(), "down": gain[~up].mean().item() if len(gain[~up]) else 0.0}
-        change |= {kind: found[f"{kind}_gain"].mean().item() for kind in GROUPS if f"{kind}_gain" in found}
+        change |= {kind: examples[f"{kind}_gain"].mean().item() for kind in GROUPS if f"{kind}_gain" in examples}
         rounds.append({"round": number, "examples": len(gain), **change})
-        pool = {name: torch.cat([pool[name], value]) if pool else value for name, value in found.items()}
+        pool = {name: torch.cat([pool[name], value]) if pool else value for name, value in examples.items()}
         train(job, pool, number)
     after = measure(job, "after")
     result = {"fold": job.fold.name, "n_train": len(job.fold.train), "rounds": rounds, "before": before, "after": after}
     here = ("run", "data", "photos", "out")  # what only this machine knows
-    about = {"config": {key: value for key, value in as_dict(job.config).items() if key not in here}}
-    job.net.save(folder / "model.safetensors", provenance | {"adversarial_heads": about | {"metrics": result}})
+    record = {"config": {key: value for key, value in as_dict(job.config).items() if key not in here}}
+    job.net.save(folder / "model.safetensors", provenance | {"adversarial_heads": record | {"metrics": result}})
     write_json(folder / "metrics.json", result)
     shutil.rmtree(job.kept)
 
@@ -279,19 +279,19 @@ def search(job: Job, number: int) -> dict[str, Tensor]:
     pool = in_parts(job.kept, f"round{number}", rows, partial(push, job), seed)
     for kind, find, wanted in (("tempted", tempt, config.tempting_steps), ("tuned", tune, config.tuned_renders)):
         if names and wanted:
-            found = in_parts(job.kept, f"{kind}{number}", names, partial(find, job), seed)
-            pool |= {f"{kind}_{name}": value for name, value in found.items()}
+            ramps = in_parts(job.kept, f"{kind}{number}", names, partial(find, job), seed)
+            pool |= {f"{kind}_{name}": value for name, value in ramps.items()}
     return pool
 
 
 def push(job: Job, rows: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
     """A random crop of each photo pushed up, every second one also down."""
     crops = [probe_run.draw_crop(job.run, row, rng, job.net) for row in rows]
-    found = pushed(
+    examples = pushed(
         torch.stack(crops).to(job.net.pooled_mean.device), job.statistics.pool, job.logit, rng,
         epsilons=job.config.epsilons, steps=job.config.steps, chunk=job.config.chunk,
     )  # fmt: skip
-    return found | {"row": torch.tensor(rows)[found["index"]]}
+    return examples | {"row": torch.tensor(rows)[examples["index"]]}
 
 
 def tempt(job: Job, names: Sequence[str], rng: np.random.Generator) -> dict[str, Tensor]:

@@ -262,8 +262,8 @@ def statistics(run: Run, net: AttributeNet) -> dict[str, Tensor]:
 def pooled(net: AttributeNet, images: Tensor, accelerator: Accelerator) -> Tensor:
     """Raw statistics of a batch, on the CPU."""
     with torch.autocast(accelerator.device.type, torch.bfloat16):
-        found = net.pool(images.to(accelerator.device).contiguous(memory_format=torch.channels_last))
-    return (found * net.pooled_std + net.pooled_mean).cpu()
+        standardised = net.pool(images.to(accelerator.device).contiguous(memory_format=torch.channels_last))
+    return (standardised * net.pooled_std + net.pooled_mean).cpu()
 
 
 def end_to_end(run: Run, net: AttributeNet) -> None:

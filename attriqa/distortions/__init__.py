@@ -206,8 +206,8 @@ def _as_levels(levels: Tensor | int, count: int) -> Tensor:
             levels = torch.full((count,), operator.index(levels))
         except TypeError:
             raise ValueError(f"levels: expected an integer or a tensor of integers, got {levels!r}") from None
-    whole = not (levels.is_floating_point() or levels.is_complex() or levels.dtype == torch.bool)
-    if levels.shape != (count,) or not whole:
+    integral = not (levels.is_floating_point() or levels.is_complex() or levels.dtype == torch.bool)
+    if levels.shape != (count,) or not integral:
         got = f"{tuple(levels.shape)} of {levels.dtype}"
         raise ValueError(f"levels: expected one integer or shape ({count},) of integers, got {got}")
     levels = levels.cpu().long()

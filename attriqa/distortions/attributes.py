@@ -130,12 +130,14 @@ def read_table(path: Path | str) -> tuple[DistortionAttributes, ...]:
     """
     path = Path(path)
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # of TOML, or of UTF-8
         raise ValueError(f"{path}: expected a TOML file ({error})") from error
-    entries = found.get("distortion")
-    if set(found) != {"distortion"} or not isinstance(entries, list) or not entries:
-        raise ValueError(f"{path}: expected one [[distortion]] or more and nothing else, got {sorted(found) or 'none'}")
+    entries = content.get("distortion")
+    if set(content) != {"distortion"} or not isinstance(entries, list) or not entries:
+        raise ValueError(
+            f"{path}: expected one [[distortion]] or more and nothing else, got {sorted(content) or 'none'}"
+        )
     table = tuple(_read_entry(f"{path}: distortion {number}", entry) for number, entry in enumerate(entries, 1))
     try:
         check_table(table)

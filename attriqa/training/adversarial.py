@@ -94,10 +94,10 @@ def tempting(
             shown = [pool(develop(torch.lerp(part, noisy, share), share * settings)).half().cpu() for share in shares]
         ramps.append(torch.stack(shown, 1))
         severities.append((settings.norm(dim=1, keepdim=True) * shares).cpu())
-    found = torch.cat(ramps)
+    joined = torch.cat(ramps)
     with torch.no_grad():
-        gain = (read(found[:, -1]) - read(found[:, 0])).cpu()
-    return {"ramps": found, "levels": 1 - torch.cat(severities), "gain": gain}
+        gain = (read(joined[:, -1]) - read(joined[:, 0])).cpu()
+    return {"ramps": joined, "levels": 1 - torch.cat(severities), "gain": gain}
 
 
 def tempting_settings(scorer: Scorer, images: Tensor, start: Tensor, steps: int) -> Tensor:

@@ -97,7 +97,7 @@ def read_nets(run: ProbeRun) -> list[FoldNet]:
         OSError: a file cannot be read.
     """
     nets = [_read_fold(run, fold) for fold in run.plan.folds]
-    encoders = [found.net.backbone.state_dict() for found in nets]
+    encoders = [fold_net.net.backbone.state_dict() for fold_net in nets]
     for fold, encoder in zip(run.plan.folds, encoders, strict=True):
         if not all(torch.equal(encoder[name], value) for name, value in encoders[0].items()):
             raise ValueError(f"run: expected one encoder in all folds of {run.folder}, that of {fold.name} is another")
@@ -110,7 +110,7 @@ def claim_start(folder: Path, run: ProbeRun, nets: list[FoldNet]) -> None:
     Raises:
         ValueError: it began with others.
     """
-    hashes = {fold.name: found.sha256 for fold, found in zip(run.plan.folds, nets, strict=True)}
+    hashes = {fold.name: fold_net.sha256 for fold, fold_net in zip(run.plan.folds, nets, strict=True)}
     path = folder / "start.json"
     if not path.exists():
         write_json(path, hashes)
@@ -119,8 +119,8 @@ def claim_start(folder: Path, run: ProbeRun, nets: list[FoldNet]) -> None:
 
 
 def _read_fold(run: ProbeRun, fold: Fold) -> FoldNet:
-    found = _load(run.folder, fold)
-    theirs = found.provenance["data"].get(run.plan.dataset.name, [])
+    fold_net = _load(run.folder, fold)
+    theirs = fold_net.provenance["data"].get(run.plan.dataset.name, [])
     ours = [path.name for path in run.plan.train_paths(fold)]
     if theirs != ours:
         raise ValueError(
@@ -128,9 +128,9 @@ def _read_fold(run: ProbeRun, fold: Fold) -> FoldNet:
             f"got {len(ours)}{' others' if len(theirs) == len(ours) else ''}"
         )
     row = fold.train[0]
-    crop = draw_crop(run, row, np.random.default_rng([run.settings["seed"], 0, row]), found.net)
+    crop = draw_crop(run, row, np.random.default_rng([run.settings["seed"], 0, row]), fold_net.net)
     with torch.no_grad():
-        raw = (found.net.pool(crop[None]) * found.net.pooled_std + found.net.pooled_mean)[0]
+        raw = (fold_net.net.pool(crop[None]) * fold_net.net.pooled_std + fold_net.net.pooled_mean)[0]
     kept = run.views[row, 0].float()
     off = ((raw - kept).norm() / kept.norm()).item()
     if off > _MOST_OFF:
@@ -138,7 +138,7 @@ def _read_fold(run: ProbeRun, fold: Fold) -> FoldNet:
             f"run: expected the statistics that {fold.name}'s encoder gives of {run.plan.dataset.rows[row].path}, "
             f"those in {run.folder} are {off:.0%} off"
         )
-    return found
+    return fold_net
 
 
 def _load(folder: Path, fold: Fold) -> FoldNet:

@@ -42,18 +42,18 @@ def read_annotations(paths: Sequence[Path], *, fix_fastfading: bool = True) -> l
             line are named.
         OSError: a file cannot be read.
     """
-    found: dict[str, tuple[str, Annotation]] = {}
+    entries: dict[str, tuple[str, Annotation]] = {}
     for path in paths:
         for index, line in enumerate(read_text(path).splitlines(), 1):
             if line.strip():
                 place = f"{path} line {index}"
                 entry = _parsed(place, line, fix_fastfading)
-                first, other = found.setdefault(entry.name, (place, entry))
+                first, other = entries.setdefault(entry.name, (place, entry))
                 if other != entry:
                     raise ValueError(f"{place}: {entry.name} is annotated in another way than in {first}")
-    if not found:
+    if not entries:
         raise ValueError(f"labels: expected annotations, got none in {', '.join(map(str, paths)) or 'no file'}")
-    return [entry for _, entry in found.values()]
+    return [entry for _, entry in entries.values()]
 
 
 def _parsed(place: str, line: str, fix_fastfading: bool) -> Annotation:
@@ -99,12 +99,12 @@ def match(annotations: Sequence[Annotation], paths: Sequence[Path]) -> list[Anno
             break
     if len(known) < len(annotations):
         raise ValueError(f"labels: {len(annotations) - len(known)} annotations are of files with the name of another")
-    found = [known.get(_key(path, depth)) for path in paths]
+    matched = [known.get(_key(path, depth)) for path in paths]
     seen: dict[str, Path] = {}
-    for path, entry in zip(paths, found, strict=True):
+    for path, entry in zip(paths, matched, strict=True):
         if entry is not None and seen.setdefault(entry.name, path) != path:
             raise ValueError(f"labels: {seen[entry.name]} and {path} cannot be told apart; both are {entry.name}")
-    return found
+    return matched
 
 
 def _key(path: Path | PurePosixPath, depth: int) -> tuple[str, ...]:

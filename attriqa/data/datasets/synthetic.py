@@ -91,10 +91,10 @@ def read_tid2013(root: Path | str, /, *, allow_missing: bool = False) -> Dataset
 
 def _code(place: str, name: str, pattern: str, types: tuple[str, ...]) -> tuple[str, int]:
     """Type and level out of a file name that numbers them."""
-    found = re.fullmatch(pattern, name)
-    if not found or not 1 <= int(found[1]) <= len(types) or not 1 <= int(found[2]) <= 5:
+    match = re.fullmatch(pattern, name)
+    if not match or not 1 <= int(match[1]) <= len(types) or not 1 <= int(match[2]) <= 5:
         raise DatasetError(f"{place}: {name[:80]!r} names no distortion of 1 to {len(types)} and level of 1 to 5")
-    return types[int(found[1]) - 1], int(found[2])
+    return types[int(match[1]) - 1], int(match[2])
 
 
 def read_csiq(root: Path | str, /, *, allow_missing: bool = False) -> Dataset:
@@ -109,13 +109,13 @@ def read_csiq(root: Path | str, /, *, allow_missing: bool = False) -> Dataset:
     types = {name.casefold(): name for name in CSIQ_TYPES}
     rows = []
     for place, name, score in _csiq_scores(root):
-        found = re.fullmatch(r"(.+)\.(\w+)\.([1-5])\.png", name)
-        if not found or found[2].casefold() not in types:
+        match = re.fullmatch(r"(.+)\.(\w+)\.([1-5])\.png", name)
+        if not match or match[2].casefold() not in types:
             raise DatasetError(f"{place}: expected a name REFERENCE.TYPE.LEVEL.png, got {name[:80]!r}")
-        kind = types[found[2].casefold()]
+        kind = types[match[2].casefold()]
         path = images.path(f"dst_imgs_all/{name}" if flat else f"dst_imgs/{kind}/{name}")
-        ref = images.path(f"src_imgs/{found[1]}.png")
-        rows.append(Row(path, score, found[1].lower(), ref, kind, int(found[3])))
+        ref = images.path(f"src_imgs/{match[1]}.png")
+        rows.append(Row(path, score, match[1].lower(), ref, kind, int(match[3])))
     return complete(_CSIQ, rows, images, allow_missing=allow_missing)
 
 
@@ -184,17 +184,17 @@ def read_pipal(root: Path | str, /, *, allow_missing: bool = False) -> Dataset:
     root = Path(root)
     files = sorted((root / "Train_Label").glob("*.txt"))
     if not files:
-        raise DatasetError(f"{root / 'Train_Label'}: no *.txt found; the layout of PIPAL is {_PIPAL.layout}")
+        raise DatasetError(f"{root / 'Train_Label'}: no *.txt match; the layout of PIPAL is {_PIPAL.layout}")
     images = Images(root)
     folders = [name for name in _PIPAL_FOLDERS if (root / name).is_dir()] or ["Dist_Imgs"]
     rows = []
     for place, (name, score) in (record for file in files for record in read_fields(file, 2, ",")):
-        found = re.fullmatch(r"(A\d+)_(\d+)_\d+\.bmp", name)
-        if not found:
+        match = re.fullmatch(r"(A\d+)_(\d+)_\d+\.bmp", name)
+        if not match:
             raise DatasetError(f"{place}: expected a name like A0001_00_00.bmp, got {name[:80]!r}")
         folder = next((folder for folder in folders if f"{folder}/{name}" in images), folders[0])
-        ref = images.path(f"Train_Ref/{found[1]}.bmp")
-        rows.append(Row(images.path(f"{folder}/{name}"), number(place, "score", score), found[1], ref, found[2]))
+        ref = images.path(f"Train_Ref/{match[1]}.bmp")
+        rows.append(Row(images.path(f"{folder}/{name}"), number(place, "score", score), match[1], ref, match[2]))
     return complete(_PIPAL, rows, images, allow_missing=allow_missing)
 
 

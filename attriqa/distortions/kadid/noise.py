@@ -51,12 +51,12 @@ def impulse_noise(images: Tensor, values: Tensor, generators: Sequence[torch.Gen
 def _hits(count: int, density: float, generator: torch.Generator) -> Tensor:
     """Which of ``count`` elements are hit, each by itself with probability ``density``; increasing."""
     batch = math.ceil(count * density + 6 * math.sqrt(count * density) + 1)  # one is enough but for once in 10^9
-    last, found = -1.0, []
+    last, batches = -1.0, []
     while last < count:
         gaps = torch.empty(batch, dtype=torch.float64).geometric_(density, generator=generator)
-        found.append(gaps.cumsum(0).add_(last))
-        last = float(found[-1][-1])
-    hits = torch.cat(found)
+        batches.append(gaps.cumsum(0).add_(last))
+        last = float(batches[-1][-1])
+    hits = torch.cat(batches)
     return hits[hits < count].long()
 
 
