@@ -9,7 +9,7 @@ _TABLE: dict[str, Any] = tomllib.loads(Path(__file__).with_name("classes.toml").
 
 SCENES: Mapping[str, str] = _TABLE["scenes"]
 """LIQE's word for a scene -> MP-IQE's, in the order of MP-IQE."""
-DISTORTIONS: Mapping[str, str] = {name: entry["mp_iqe"] for name, entry in _TABLE["classes"].items()}
+DISTORTION_CLASSES: Mapping[str, str] = {name: entry["mp_iqe"] for name, entry in _TABLE["classes"].items()}
 """LIQE's word for one of eleven classes of distortions -> MP-IQE's, in the order of MP-IQE."""
 CLASS_OF_ANNOTATION = {word: name for name, entry in _TABLE["classes"].items() for word in entry["annotated"]}
 """A distortion's name in LIQE's annotation files -> its class."""

@@ -22,7 +22,7 @@ class Annotation(NamedTuple):
 
     name: str  # path below the data set's root
     score: float  # higher is better, on a scale of the file's own
-    distortion: str  # a key of `DISTORTIONS`
+    distortion: str  # a key of `DISTORTION_CLASSES`
     scenes: tuple[str, ...]  # one to three keys of `SCENES`
 
 
@@ -112,7 +112,7 @@ def _key(path: Path | PurePosixPath, depth: int) -> tuple[str, ...]:
 
 
 def class_of_type(name: str | None) -> str | None:
-    """LIQE's class (a key of `DISTORTIONS`) of what a data set calls a distortion; None where it gives none.
+    """LIQE's class (a key of `DISTORTION_CLASSES`) of what a data set calls a distortion; None where it gives none.
 
     Args:
         name: ``distortion`` of a row of KADID-10k, CSIQ or LIVE; case does not count.
