@@ -117,8 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def finetune(config: Config) -> None:
     """Run every fold that has no result yet, then summarise."""
     if config.smoke:
-        small = {"splits": 1, "views": 2, "probe_epochs": 2, "probe_batch": 8, "epochs": 2, "batch": 4}
-        config = replace(config, **small, workers=0, ramp_levels=3)
+        config = replace(config, splits=1, views=2, probe_epochs=2, probe_batch=8, epochs=2, batch=4, workers=0)
+        config = replace(config, ramp_levels=3)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # or torchrun's processes count as lone ones
     torch.set_float32_matmul_precision("high")
     plan = make_plan(

@@ -217,7 +217,7 @@ def test_without_their_split_files_rows_have_none(tmp_path: Path) -> None:
 
 
 def test_live_without_info_files_has_no_levels(tmp_path: Path) -> None:
-    assert [row.level for row in read_live(trees.live(tmp_path, levels=False)).rows] == [None] * 5
+    assert [row.level for row in read_live(trees.live(tmp_path, parameters={})).rows] == [None] * 5
 
 
 def test_csiq_refuses_a_file_that_is_no_sheet(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ LIVE_RATED = {  # name -> (DMOS, reference)
     "wn/img174.bmp": (111.77, "woman.bmp"),
     "fastfading/img174.bmp": (60.0, "woman.bmp"),
 }
+LIVE_LEVELS = {name: 0.5 + number for number, name in enumerate(LIVE_RATED)}
 
 
 def build(name: str, root: Path) -> Path:
@@ -113,8 +114,8 @@ def ava(root: Path, folder: str = "images") -> Path:
 
 def bid(root: Path, folder: str = ".") -> Path:
     touch(root / folder, "DatabaseImage0001.JPG", "DatabaseImage0586.JPG")
-    columns = {"Image Number": [1, 586], "Average Subjective Grade": [0.16, 4.92], "std": [0.1, 0.2]}
-    sheet(root / "DatabaseGrades.xlsx", columns)
+    columns: dict[str, Sequence[Any]] = {"Image Number": [1, 586], "Average Subjective Grade": [0.16, 4.92]}
+    sheet(root / "DatabaseGrades.xlsx", columns | {"std": [0.1, 0.2]})
     return root
 
 
@@ -167,11 +168,12 @@ def cells(names: Sequence[str]) -> np.ndarray[Any, np.dtype[np.object_]]:
     return array
 
 
-def live(root: Path, rated: Mapping[str, tuple[float, str]] = LIVE_RATED, *, levels: bool = True) -> Path:
-    """``rated``: DMOS and reference of images such as ``jp2k/img2.bmp``; all others count as copies of references.
-
-    With ``levels``, ``info.txt`` says that the parameters of the rated images are 0.5, 1.5, ...
-    """
+def live(
+    root: Path,
+    rated: Mapping[str, tuple[float, str]] = LIVE_RATED,
+    parameters: Mapping[str, float] = LIVE_LEVELS,
+) -> Path:
+    """``rated``: DMOS and reference of images such as ``jp2k/img2.bmp``; all others count as copies of references."""
     names = [f"{kind}/img{i}.bmp" for kind, count in LIVE_COUNTS.items() for i in range(1, count + 1)]
     scores = np.array([[rated.get(name, (0.0, ""))[0] for name in names]])
     copies = np.array([[name not in rated for name in names]], dtype=np.uint8)
@@ -181,8 +183,8 @@ def live(root: Path, rated: Mapping[str, tuple[float, str]] = LIVE_RATED, *, lev
     scipy.io.savemat(root / "refnames_all.mat", {"refnames_all": cells(refs)})
     touch(root, *rated)
     touch(root / "refimgs", *{ref for _, ref in rated.values()})
-    for kind in LIVE_COUNTS if levels else ():
-        mine = [(name, 0.5 + i) for i, name in enumerate(rated) if name.startswith(f"{kind}/")]
+    for kind in LIVE_COUNTS if parameters else ():
+        mine = [(name, value) for name, value in parameters.items() if name.startswith(f"{kind}/")]
         text(root / kind / "info.txt", *(f"{rated[name][1]} {name.split('/')[1]} {value} " for name, value in mine))
     return root
 
