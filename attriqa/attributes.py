@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -28,83 +29,9 @@ class Candidates(NamedTuple):
     negative: tuple[str, ...]
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.capitalize() for word in text.split())
-
-
-# ATTIQA has 50 and 50 per attribute written by GPT-4 and prints none but those it selected: these are our own.
-CANDIDATES: dict[str, Candidates] = {
-    "sharpness": Candidates(
-        _words("""
-            splendid sharp crisp clear detailed focused well-focused in-focus tack-sharp razor-sharp pin-sharp clear-cut
-            clean-cut well-defined defined fine-detailed high-definition high-resolution precise exact distinct acute
-            incisive keen resolved well-resolved intricate textured lifelike legible readable discernible delineated
-            chiseled etched unblurred undistorted steady stable shake-free accurate exquisite meticulous pristine lucid
-            crystalline crystal-clear hard-edged sharpened ultra-sharp"""),
-        _words("""
-            blurry blurred unsharp soft fuzzy hazy unfocused out-of-focus defocused misfocused smeared smudged smudgy
-            shaky shaken wobbly motion-blurred ghosted low-definition low-resolution pixelated indistinct unclear vague
-            undefined ill-defined imprecise inexact undetailed detail-free textureless oversmoothed waxy mushy muddled
-            bleary foggy misty cloudy murky illegible unreadable indiscernible unresolved nebulous obscure distorted
-            soft-edged softened dull"""),
-    ),
-    "contrast": Candidates(
-        _words("""
-            distinct contrasty high-contrast contrasting punchy bold striking dramatic strong stark vivid intense deep
-            rich dynamic powerful pronounced marked emphatic forceful crisp defined well-defined clear clear-cut sharp
-            differentiated separated outstanding prominent conspicuous noticeable eye-catching impactful dimensional
-            three-dimensional sculpted graphic full-range wide-ranging layered lively energetic snappy robust
-            hard-hitting accentuated heightened amplified visible"""),
-        _words("""
-            vague low-contrast contrastless flat dull faded washed-out pale weak bland gray grayish drab muted subdued
-            hazy foggy misty milky murky muddy lifeless insipid feeble faint soft indistinct undefined ill-defined
-            unclear blurred undifferentiated uniform monotonous monotone even level featureless shallow thin anemic
-            wan lackluster unremarkable inconspicuous unnoticeable two-dimensional narrow-ranged compressed
-            diminished"""),
-    ),
-    "brightness": Candidates(
-        _words("""
-            sunny bright brilliant luminous radiant light lit well-lit sunlit daylit floodlit brightened light-filled
-            sun-drenched sunshiny glowing shining shiny gleaming beaming blazing dazzling glaring sparkling glittering
-            incandescent illuminated lightened high-key airy lucent lustrous resplendent effulgent refulgent aglow
-            ablaze white whitish pale-toned snowy light-toned overexposed well-exposed daytime noonday midday flashing
-            flaring lambent"""),
-        _words("""
-            darkened dark dim dimmed dusky gloomy shadowy shaded shady unlit ill-lit poorly-lit underlit underexposed
-            low-key black blackened blackish pitch-dark pitch-black inky sooty murky somber tenebrous lightless sunless
-            moonless starless nighttime nocturnal midnight overcast clouded obscured shrouded crepuscular twilit
-            caliginous stygian dingy subterranean cavernous eclipsed blacked-out dark-toned ebony coal-black
-            unilluminated
-            rayless"""),
-    ),
-    "colorfulness": Candidates(
-        _words("""
-            vibrant colorful colored multicolored many-colored bright-colored saturated highly-saturated vivid rich
-            rich-hued chromatic polychrome polychromatic kaleidoscopic rainbow rainbow-colored prismatic iridescent
-            psychedelic technicolor tropical flamboyant gaudy garish flashy lurid loud lush florid flowery festive
-            exuberant lively juicy neon fluorescent tinted dyed painted multihued variegated varicolored motley
-            jewel-toned intense color-rich hued opulent brilliant"""),
-        _words("""
-            colorless monochrome monochromatic achromatic black-and-white grayscale gray grayish gray-toned ashen ashy
-            desaturated unsaturated undersaturated faded washed-out bleached discolored decolorized pale pallid pasty
-            wan drab dull dreary bland muted subdued neutral hueless toneless leaden steely slate-gray dusty chalky
-            anemic bloodless lifeless tintless sober plain uncolored undyed unpainted single-toned one-toned
-            mousy lackluster"""),
-    ),
-    "noisiness": Candidates(
-        _words("""
-            peerless clean noise-free noiseless grain-free grainless smooth silky silky-smooth velvety pure pristine
-            spotless speckle-free speckless unspeckled stainless immaculate flawless faultless unblemished unspoiled
-            untainted uncorrupted uncontaminated undisturbed unmarred perfect impeccable polished refined fine tidy
-            neat creamy satiny glassy seamless even uniform denoised artifact-free interference-free static-free
-            low-noise studio-quality professional high-quality crystal-clean clear"""),
-        _words("""
-            grainy noisy speckled speckly specked gritty sandy granular grained coarse coarse-grained rough mottled
-            blotchy spotty spotted patchy dotted peppered flecked freckled snowy static-filled staticky scratchy
-            scratched dirty dusty stained tainted corrupted contaminated degraded disturbed messy uneven bumpy
-            pockmarked pitted rugged harsh crackly high-noise high-iso artifact-ridden noise-ridden grain-filled
-            unclean flawed low-quality"""),
-    ),
+CANDIDATES = {
+    name: Candidates(*(tuple(map(str.capitalize, words[side].split())) for side in Candidates._fields))
+    for name, words in tomllib.loads(Path(__file__).with_name("candidates.toml").read_text(encoding="utf-8")).items()
 }
 """Attribute -> its candidates. Each positive word says more of the attribute (noisiness: cleaner) than each negative
 one; no word stands twice within an attribute. The pairs of `PROMPT_PAIRS` are among them."""
@@ -143,8 +70,8 @@ def read_pairs(path: str | Path, choice: Literal["best", "median", "worst"] = "b
     try:
         table: Any = json.loads(Path(path).read_text(encoding="utf-8"))
         template = table["template"]
-        found = {name: table["attributes"][name][choice] for name in ATTRIBUTES}
-        pairs = {name: (pair["positive"], pair["negative"]) for name, pair in found.items()}
+        chosen = {name: table["attributes"][name][choice] for name in ATTRIBUTES}
+        pairs = {name: (pair["positive"], pair["negative"]) for name, pair in chosen.items()}
     except (ValueError, KeyError, TypeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path}: expected the prompts.json of training/select_prompts.py, got {reason}") from error

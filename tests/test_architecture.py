@@ -23,7 +23,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"attriqa": Path("attriqa"), "attriqa_envs": Path("envs/attriqa_envs")}
 RECIPE_FOLDERS = ("envs", "evals", "evals/speed", "training", "examples")
-MOST_LINES, MOST_FILES = 410, 14
+MOST_LINES, MOST_FILES = 400, 14
 
 # Room -> the rooms that it may import. "+" takes over what the rooms behind it may import, and themselves.
 RULES: dict[str, str] = {

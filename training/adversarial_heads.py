@@ -3,21 +3,22 @@
     python training/adversarial_heads.py --run runs/default --data clive=ChallengeDB_release --photos photos
 
 Adversarial training (Madry et al. 2018, arXiv 1706.06083) of all that learns in `training/finetune.py --mode probe`,
-from the folds that such a run left; the encoder stands still. Each of --rounds searches against the newest heads: PGD
-pushes random crops of training photos up, half of them also down; pristine photos are changed along a few axes, and
-tuned by Adam through the ISP, to what the score likes best (`attriqa_envs/isp_examples.py`). Heads and regressor then
-learn anew from where the run left them, on the examples of all rounds so far: the run's own losses on clean crops and
-ramps, a score of each pushed crop that stays near that of the clean one (--consistency-weight), and a ranking of what
-became of pristine photos by how near it is to them. Attributes are held where they were. The departure head learns
-most: at a rate of its own, and from drawn departures, too (`attriqa.data.ramps.DRAWN`). A score that follows opinions
-hardly minds these, and one that does follows opinions less closely: what comes out is a reward to be optimised, not a
-better measure.
+from the folds that such a run left; the encoder stands still. Each of --rounds does two things:
 
-Each fold is measured before and after, with the same photos: its test side; white-box PGD on --attacked photos that
-nothing has learnt from, as evals/attack.py does it, in standard deviations of the net over these photos; how heads
-follow the ramps of held-out photos. What was found against the net before is also shown to the net after: if that
-pushes it further than an attack of its own, its gradients are hidden, not gone. The distortion head, if there is one,
-reads the encoder's statistics and stays as it is, to the last bit.
+1. search: PGD pushes random crops of training photos up, half of them also down, against the newest heads; pristine
+   photos are changed along a few axes, and tuned by Adam through the ISP, to what the score likes best.
+2. train: heads and regressor learn anew from where the run left them, on the examples of all rounds so far: the run's
+   own losses on clean crops and ramps; a score of each pushed crop that stays near that of the clean one
+   (--consistency-weight); a ranking of what became of pristine photos by how near it is to them; attributes that stay
+   where they were (--drift-weight). The departure head learns most: at a rate of its own, from drawn departures, too.
+
+A score that follows opinions hardly minds departures, and one that does follows opinions less closely: what comes out
+is a reward to be optimised, not a better measure.
+
+Each fold is measured before and after, on the same photos: its test side; white-box PGD on --attacked photos that
+nothing has learnt from, as evals/attack.py does it; how heads follow the ramps of held-out photos. What PGD made
+against the net before is also shown to the net after: if that pushes it further than an attack of its own, its
+gradients are hidden, not gone. The distortion head, if there is one, stays as it is, to the last bit.
 
 OUT/FOLD/model.safetensors are the nets, OUT/all/model.safetensors the one to ship, OUT/metrics.json every number
 printed. A killed run goes on with the same command, and searches for few examples again.
@@ -35,34 +36,28 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from scipy.special import expit
 from torch import Tensor
 from tqdm import tqdm
 
 from attriqa.attributes import ATTRIBUTES
-from attriqa.config import claim_folder, opt, parse_config, required
-from attriqa.data.ramps import HARMFUL, RAMPS, DepartureGroups, draw_pristine
+from attriqa.config import claim_folder, opt, required, run_command
+from attriqa.data.ramps import DepartureGroups, draw_pristine
 from attriqa.data.splits import Fold
 from attriqa.evaluation.attacks import pgd, score_all
 from attriqa.evaluation.folds import evaluate_fold
 from attriqa.evaluation.probes import follow_ramps
 from attriqa.evaluation.robustness import summarise
-from attriqa.files import as_dict, atomic_path, write_json
+from attriqa.files import as_dict, write_json
 from attriqa.models import AttributeNet
 from attriqa.models.attribute_heads import squash
 from attriqa.models.views import View, look
-from attriqa.training.adversarial import in_parts, pushed, tempting
-from attriqa.training.losses import quality_ranking, ramp_ranking, score_loss
-from attriqa.training.probe_run import (
-    KeptStatistics,
-    ProbeRun,
-    claim_start,
-    draw_crop,
-    read_nets,
-    read_run,
-    unseen_squares,
-)
+from attriqa.training import probe_run
+from attriqa.training.adversarial import pushed, tempting
+from attriqa.training.kept import in_parts, keep
+from attriqa.training.losses import quality_ranking, ramp_losses, score_loss
+from attriqa.training.probe_run import KeptStatistics, ProbeRun
 from attriqa.training.schedules import set_rates
 from attriqa_envs.agents.adversarial import tuned
 
@@ -134,6 +129,11 @@ class Job(NamedTuple):
         """Where it stands: what a killed run goes on with."""
         return self.config.out / self.fold.name / "kept"
 
+    @property
+    def slope(self) -> float:
+        """The gap of score logits asked along a harmful ramp; runs from before it was a setting had 1."""
+        return float(self.run.settings.get("quality_slope", 1.0))
+
     def standardised(self, raw: Tensor) -> Tensor:
         """Raw statistics -> what the heads read."""
         return (raw.to(self.net.pooled_mean.device).float() - self.net.pooled_mean) / self.net.pooled_std
@@ -148,29 +148,30 @@ class Job(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Read the command line and work."""
+    run_command({"": adversarial_heads}, argv, __doc__)
+
+
+def adversarial_heads(config: Config) -> None:
     """Work on every fold that has no result yet, then summarise."""
-    config = parse_config(Config, argv, __doc__)
     if config.smoke:
         config = replace(config, splits=1, photos_per_round=4, steps=2, epochs=2, batch=8, attacked=2, side=64,
                          budgets=config.budgets[:1], ramp_photos=1, tuned_renders=2, tuned_side=64)  # fmt: skip
-    try:
-        run = read_run(config.run, config.data, protocol=config.protocol, splits=config.splits)
-        nets = read_nets(run)
-        squares = unseen_squares(run, config.photos, config.attacked_pattern, config.attacked, config.side)
-        claim_folder(config.out, config)
-        claim_start(config.out, run, nets)
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
+    run = probe_run.read_run(config.run, config.data, protocol=config.protocol, splits=config.splits)
+    nets = probe_run.read_nets(run)
+    squares = probe_run.unseen_squares(run, config.photos, config.attacked_pattern, config.attacked, config.side)
+    claim_folder(config.out, config)
+    probe_run.claim_start(config.out, run, nets)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     statistics = KeptStatistics(nets[0].net.to(device), config.out / "statistics", config.chunk)
     followed = [config.photos / name for name in run.held_out[: config.ramp_photos]]
-    for fold, found in zip(run.plan.folds, nets, strict=True):
+    for fold, fold_net in zip(run.plan.folds, nets, strict=True):
         if not (config.out / fold.name / "metrics.json").exists():
-            start = found.net.to(device)
+            start = fold_net.net.to(device)
             with torch.random.fork_rng(devices=[]):
                 drawn = draw_departures(config, run, start, statistics)
                 job = Job(config, run, fold, start, copy.deepcopy(start), statistics, squares, followed, drawn)
-                run_fold(job, found.provenance)
+                run_fold(job, fold_net.provenance)
     finish(config, run)
 
 
@@ -180,8 +181,8 @@ def draw_departures(config: Config, run: ProbeRun, net: AttributeNet, kept: Kept
         return {}
     photos = [config.photos / name for name in run.ramp_photos]
     groups = DepartureGroups(photos, net.config.crop, run.levels.shape[1], config.seed)
-    found = kept.of_ramps(groups, config.out / "departures.safetensors") if photos else {}
-    return {f"drawn_{name}": value for name, value in found.items()}
+    ramps = kept.of_ramps(groups, config.out / "departures.safetensors") if photos else {}
+    return {f"drawn_{name}": value for name, value in ramps.items()}
 
 
 def run_fold(job: Job, provenance: dict[str, Any]) -> None:
@@ -190,18 +191,18 @@ def run_fold(job: Job, provenance: dict[str, Any]) -> None:
     before = measure(job, "before")
     pool: dict[str, Tensor] = {}
     for number in range(1, job.config.rounds + 1):
-        found = search(job, number)
-        up, gain = found["way"] > 0, found["gain"]
+        examples = search(job, number)
+        up, gain = examples["way"] > 0, examples["gain"]
         change = {"up": gain[up].mean().item(), "down": gain[~up].mean().item() if len(gain[~up]) else 0.0}
-        change |= {kind: found[f"{kind}_gain"].mean().item() for kind in GROUPS if f"{kind}_gain" in found}
+        change |= {kind: examples[f"{kind}_gain"].mean().item() for kind in GROUPS if f"{kind}_gain" in examples}
         rounds.append({"round": number, "examples": len(gain), **change})
-        pool = {name: torch.cat([pool[name], value]) if pool else value for name, value in found.items()}
+        pool = {name: torch.cat([pool[name], value]) if pool else value for name, value in examples.items()}
         train(job, pool, number)
     after = measure(job, "after")
     result = {"fold": job.fold.name, "n_train": len(job.fold.train), "rounds": rounds, "before": before, "after": after}
     here = ("run", "data", "photos", "out")  # what only this machine knows
-    about = {"config": {key: value for key, value in as_dict(job.config).items() if key not in here}}
-    job.net.save(folder / "model.safetensors", provenance | {"adversarial_heads": about | {"metrics": result}})
+    record = {"config": {key: value for key, value in as_dict(job.config).items() if key not in here}}
+    job.net.save(folder / "model.safetensors", provenance | {"adversarial_heads": record | {"metrics": result}})
     write_json(folder / "metrics.json", result)
     shutil.rmtree(job.kept)
 
@@ -210,8 +211,7 @@ def measure(job: Job, when: Literal["before", "after"]) -> dict[str, Any]:
     """What the net is worth: on its test side, under attack, on ramps."""
     path = job.kept / f"{when}.json"
     if path.exists():
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+        return dict(json.loads(path.read_text(encoding="utf-8")))
 
     @torch.no_grad()
     def score(image: Tensor, view: View) -> Tensor:
@@ -225,8 +225,8 @@ def measure(job: Job, when: Literal["before", "after"]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     if job.fold.test:
         edge = job.net.config.shorter_edge
-        told = evaluate_fold(job.run.plan, job.fold, score, shorter_edge=edge, views=("five_crop",))
-        result["five_crop"] = told["five_crop"]
+        tested = evaluate_fold(job.run.plan, job.fold, score, shorter_edge=edge, views=("five_crop",))
+        result["five_crop"] = tested["five_crop"]
     if job.followed:
         table = follow_ramps(attributes, job.followed)
         result["ramp_srocc"] = {name: table.srocc[i][i] for i, name in enumerate(ATTRIBUTES)}
@@ -247,31 +247,27 @@ def attack(job: Job, when: Literal["before", "after"]) -> dict[str, Any]:
         seen = look(images, "full", shorter_edge=shape.shorter_edge, crop=shape.crop)[:, 0]
         return job.read(job.statistics.pool(seen))[0]
 
-    def told(images: Tensor) -> dict[str, NDArray[np.float64]]:
-        found = score_all(logit, images, batch=config.chunk, device=device)
-        return {"logit": found, "score": expit(found)}
+    def score(images: Tensor) -> dict[str, NDArray[np.float64]]:
+        logits = score_all(logit, images, batch=config.chunk, device=device)
+        return {"logit": logits, "score": expit(logits)}
 
-    def gains(made: str, budget: int) -> dict[str, list[float]]:
-        after = told(load_file(job.kept / f"{made}-{budget}.safetensors")["attacked"].float() / 255)
+    def attacked(budget: int) -> dict[str, Tensor]:
+        parts = squares.split(config.chunk)
+        made = [pgd(logit, part.to(device), budget / 255, config.attack_steps) for part in parts]
+        return {"attacked": (torch.cat(made).cpu() * 255).round().byte()}
+
+    def gains(made: dict[str, Tensor]) -> dict[str, list[float]]:
+        after = score(made["attacked"].float() / 255)
         return {scale: (after[scale] - clean[scale]).tolist() for scale in after}
 
-    clean = told(squares)
-    result: dict[str, Any] = {
-        "clean": clean["score"].tolist(),
-        "sd": {scale: float(np.std(values, ddof=1)) or 1.0 for scale, values in clean.items()},
-        "attacks": [],
-    }
+    clean, attacks = score(squares), []
     for budget in tqdm(config.budgets, f"{job.fold.name}: attacks {when}", leave=False):
         path = job.kept / f"{when}-{budget}.safetensors"
-        if not path.exists():
-            parts = [
-                pgd(logit, part.to(device), budget / 255, config.attack_steps) for part in squares.split(config.chunk)
-            ]
-            with atomic_path(path) as temporary:
-                save_file({"attacked": (torch.cat(parts).cpu() * 255).round().byte()}, temporary)
-        made = {"gains": gains(when, budget)} | ({"transferred": gains("before", budget)} if when == "after" else {})
-        result["attacks"].append({"budget": budget, **made})
-    return result
+        attacks.append({"budget": budget, "gains": gains(keep(path, partial(attacked, budget)))})
+        if when == "after":
+            attacks[-1]["transferred"] = gains(load_file(job.kept / f"before-{budget}.safetensors"))
+    sd = {scale: float(np.std(values, ddof=1)) or 1.0 for scale, values in clean.items()}
+    return {"clean": clean["score"].tolist(), "sd": sd, "attacks": attacks}
 
 
 def search(job: Job, number: int) -> dict[str, Tensor]:
@@ -283,19 +279,19 @@ def search(job: Job, number: int) -> dict[str, Tensor]:
     pool = in_parts(job.kept, f"round{number}", rows, partial(push, job), seed)
     for kind, find, wanted in (("tempted", tempt, config.tempting_steps), ("tuned", tune, config.tuned_renders)):
         if names and wanted:
-            found = in_parts(job.kept, f"{kind}{number}", names, partial(find, job), seed)
-            pool |= {f"{kind}_{name}": value for name, value in found.items()}
+            ramps = in_parts(job.kept, f"{kind}{number}", names, partial(find, job), seed)
+            pool |= {f"{kind}_{name}": value for name, value in ramps.items()}
     return pool
 
 
 def push(job: Job, rows: Sequence[int], rng: np.random.Generator) -> dict[str, Tensor]:
     """A random crop of each photo pushed up, every second one also down."""
-    crops = torch.stack([draw_crop(job.run, row, rng, job.net) for row in rows]).to(job.net.pooled_mean.device)
-    found = pushed(
-        crops, job.statistics.pool, job.logit, rng,
+    crops = [probe_run.draw_crop(job.run, row, rng, job.net) for row in rows]
+    examples = pushed(
+        torch.stack(crops).to(job.net.pooled_mean.device), job.statistics.pool, job.logit, rng,
         epsilons=job.config.epsilons, steps=job.config.steps, chunk=job.config.chunk,
     )  # fmt: skip
-    return found | {"row": torch.tensor(rows)[found["index"]]}
+    return examples | {"row": torch.tensor(rows)[examples["index"]]}
 
 
 def tempt(job: Job, names: Sequence[str], rng: np.random.Generator) -> dict[str, Tensor]:
@@ -316,14 +312,14 @@ def tune(job: Job, names: Sequence[str], rng: np.random.Generator) -> dict[str, 
 
 def train(job: Job, pool: dict[str, Tensor], number: int) -> None:
     """Put the heads and the regressor of a round into the net, trained unless they are kept."""
-    path = job.kept / f"heads{number}.safetensors"
-    if not path.exists():
+
+    def learnt() -> dict[str, Tensor]:
         job.net.load_state_dict(job.start.state_dict())
         fit(job, pool, number)
-        learnt = {name: value for name, value in job.net.state_dict().items() if name.startswith(LEARNT)}
-        with atomic_path(path) as temporary:
-            save_file(learnt, temporary)
-    job.net.load_state_dict(job.net.state_dict() | load_file(path))
+        return {name: value for name, value in job.net.state_dict().items() if name.startswith(LEARNT)}
+
+    heads = keep(job.kept / f"heads{number}.safetensors", learnt)
+    job.net.load_state_dict(job.net.state_dict() | heads)
 
 
 def fit(job: Job, pool: dict[str, Tensor], number: int) -> None:
@@ -351,19 +347,16 @@ def clean_loss(job: Job, rows: Tensor, generator: torch.Generator) -> Tensor:
     """The run's own losses on crops of photos and on ramps, and the attributes' drift from where the run left them."""
     run, settings, net = job.run, job.run.settings, job.net
     mos = run.plan.mos[rows].to(net.pooled_mean)
-    raw = run.views[rows, torch.randint(run.views.shape[1], rows.shape, generator=generator)]
-    loss = score_loss(net.train().read(job.standardised(raw))[0], mos)
+    views = run.views[rows, torch.randint(run.views.shape[1], rows.shape, generator=generator)]
+    loss = score_loss(net.train().read(job.standardised(views))[0], mos)
     if run.kinds:
         groups = torch.randperm(len(run.ramps), generator=generator)[: GROUPS["run"]]
         level, ramp = run.levels[groups].to(mos), groups % run.kinds
-        logit, attributes = job.read(run.ramps[groups].flatten(0, 1))
-        harms = torch.tensor([name in HARMFUL for name in RAMPS])[ramp]
-        heads = ramp_ranking(
-            attributes.unflatten(0, level.shape), level, ramp, settings["margin"], settings["crosstalk"]
-        )
-        loss = loss + settings["ramp_weight"] * heads + rank_quality(job, logit.view_as(level), level, harms)
+        logit, raw = job.read(run.ramps[groups].flatten(0, 1))
+        heads, score = ramp_losses(logit, raw, level, ramp, settings["margin"], settings["crosstalk"], job.slope)
+        loss = loss + settings["ramp_weight"] * heads + settings["quality_weight"] * score
     net.eval()  # dropout would hide a small drift
-    drift = (job.read(raw)[1] - job.start.read(job.standardised(raw))[1]) / net.attribute_scale
+    drift = (job.read(views)[1] - job.start.read(job.standardised(views))[1]) / net.attribute_scale
     return loss + job.config.drift_weight * drift.square().mean()
 
 
@@ -381,14 +374,9 @@ def examples_loss(job: Job, pool: dict[str, Tensor], generator: torch.Generator)
             groups = torch.randint(len(ramps), (count,), generator=generator)
             level = levels[groups].to(net.pooled_mean)
             logit = net.train().read(job.standardised(ramps[groups].flatten(0, 1)))[0].view_as(level)
-            loss = loss + rank_quality(job, logit, level, torch.ones(count, dtype=torch.bool))
+            ranking = quality_ranking(logit, level, torch.ones(count, dtype=torch.bool), job.slope)
+            loss = loss + job.run.settings["quality_weight"] * ranking
     return loss
-
-
-def rank_quality(job: Job, logit: Tensor, level: Tensor, harms: Tensor) -> Tensor:
-    """The run's ranking of the score along ramps, with its weight."""
-    weight: float = job.run.settings["quality_weight"]
-    return weight * quality_ranking(logit, level, harms, job.run.settings.get("quality_slope", 1.0))
 
 
 def finish(config: Config, run: ProbeRun) -> None:

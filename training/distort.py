@@ -40,8 +40,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from attriqa.config import claim_folder, opt, parse_config, required
-from attriqa.data.unlabelled import ImageIndex, SourceError, TooManyUnreadableError, Unreadable, index_images
+from attriqa.config import claim_folder, opt, required, run_command
+from attriqa.data.unlabelled import ImageIndex, TooManyUnreadableError, Unreadable, index_images
 from attriqa.distortions import DISTORTIONS, find_distortion
 from attriqa.distortions.contact_sheet import contact_sheet
 from attriqa.distortions.mixtures import Recipe, apply_recipes, draw_recipe, smallest_side, write_manifest
@@ -94,20 +94,23 @@ class Config:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Read the command line and run."""
+    run_command({"": run}, argv, __doc__)
+
+
+def run(config: Config) -> None:
     """Make what is not there yet, then list it."""
-    config = parse_config(Config, argv, __doc__)
     if config.smoke:
         edge = 96 if config.crop is None else None
-        config = replace(
-            config, passes=2, most=min(config.most, 4), workers=0, shorter_edge=config.shorter_edge or edge
-        )
+        edge = config.shorter_edge or edge
+        config = replace(config, passes=2, most=min(config.most, 4), workers=0, shorter_edge=edge)
     if config.contact_sheet is not None:
         draw_sheet(config, config.contact_sheet)
         return
     index = open_source(config)
     if not config.allow_gray:
         refuse_all_gray(index)
-    claim_folder(config.out, plan_of(config))
+    claim_folder(config.out, claim_of(config))
     if config.single:
         claim_references(config, index)
     unreadable = Unreadable(len(index))
@@ -127,20 +130,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 @dataclass(frozen=True)
-class Plan(Config):
+class Claim(Config):
     """What an output folder is claimed for."""
 
     draws: str = opt("", "digest of what this NumPy and this code draw from the seed")
 
 
-def plan_of(config: Config) -> Plan:
+def claim_of(config: Config) -> Claim:
     """The configuration less what does not change the pixels: a run may go on elsewhere and with other workers.
 
     The manifest's labels are drawn again when the images are there, so the draws must still be the same ones.
     """
     probe = [draw_recipe(np.random.default_rng(seed_of(config.seed, "", turn))) for turn in range(8)]
     draws = blake2b(repr(probe).encode(), digest_size=8).hexdigest()
-    return Plan(**{**vars(config), "out": Path(), "workers": 0, "allow_gray": False}, draws=draws)
+    return Claim(**{**vars(config), "out": Path(), "workers": 0, "allow_gray": False}, draws=draws)
 
 
 def open_source(config: Config) -> ImageIndex:
@@ -148,10 +151,7 @@ def open_source(config: Config) -> ImageIndex:
     source = Path(config.images)
     if source.is_dir() and config.out.resolve().is_relative_to(source.resolve()):
         raise SystemExit(f"--out {config.out} lies in --images {source}: its images would be taken for pristine ones")
-    try:
-        index = index_images(config.images)
-    except (SourceError, FileNotFoundError) as error:
-        raise SystemExit(str(error)) from error
+    index = index_images(config.images)
     for key in index.keys:  # which become names below OUT
         if PurePosixPath(key).is_absolute() or ".." in PurePosixPath(key).parts:
             raise SystemExit(f"--images {config.images}: expected images inside its own folder, got {key}")
@@ -260,11 +260,8 @@ class Jobs(Dataset[Outcome]):
             return Outcome(key, reason=error.reason)
         for path, recipe in todo:
             # One at a time: in a batch, sums of floats may round otherwise, and the bytes depend on what is left to do.
-            save(
-                path,
-                apply_recipes(image, [recipe], level_order=config.level_order, finalize=config.finalize),
-                config.format,
-            )
+            made = apply_recipes(image, [recipe], level_order=config.level_order, finalize=config.finalize)
+            save(path, made, config.format)
         return Outcome(key, len(todo), time.perf_counter() - started, is_gray(image[0]))
 
 
@@ -336,8 +333,8 @@ def generate(config: Config, index: ImageIndex, unreadable: Unreadable) -> dict[
             read_now += outcome.made > 0
             bar.update()
     if gray:
-        text = f"warning: {gray} of {read_now} photos are gray: distortions of colour left them as they are"
-        print(text, file=sys.stderr)
+        left = "distortions of colour left them as they are"
+        print(f"warning: {gray} of {read_now} photos are gray: {left}", file=sys.stderr)
     return {
         "made": made,
         "gray": gray,
@@ -369,11 +366,7 @@ def summarise(config: Config, made: list[Entry], unreadable: Unreadable, timing:
 
 def draw_sheet(config: Config, path: Path) -> None:
     """Write the contact sheet of one photo."""
-    photo = read_one(config)
-    try:
-        image = sized(config, config.images, photo)[0]
-    except ImageError as error:
-        raise SystemExit(str(error)) from error
+    image = sized(config, config.images, read_one(config))[0]
     sheet = contact_sheet(image, config.among, config.seed, level_order=config.level_order, finalize=config.finalize)
     with atomic_path(path) as temporary:
         sheet.save(temporary, "PNG")
@@ -384,14 +377,11 @@ def read_one(config: Config) -> Tensor:
     """The photo (3, H, W) that --images names, or the first in that folder that can be read."""
     edge = SHEET_EDGE if config.shorter_edge is None and config.crop is None else config.shorter_edge
     reasons = []
-    try:
-        for path in find(config.images, recursive=True):
-            try:
-                return read(path, shorter_edge=edge)
-            except ImageError as error:
-                reasons.append(str(error))
-    except FileNotFoundError as error:
-        raise SystemExit(str(error)) from error
+    for path in find(config.images, recursive=True):
+        try:
+            return read(path, shorter_edge=edge)
+        except ImageError as error:
+            reasons.append(str(error))
     raise SystemExit("; ".join(reasons[:5]) or f"no image in {config.images}")
 
 

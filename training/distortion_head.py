@@ -3,7 +3,7 @@
     python training/distortion_head.py --photos photos --init runs/finetune/all/model.safetensors
 
 The encoder stands still. Random crops of pristine photos are distorted by recipes drawn anew for each round over the
-photos (attriqa/distorted_crops.py); their pooled statistics are computed once, a file per round, and the head learns on
+photos (`attriqa.data.distorted`); their pooled statistics are computed once, a file per round, and the head learns on
 them in a minute. A killed run goes on with the same command.
 
 Score and attributes of --init stay as they are. With --regressor-reads attributes or both the regressor is a new one,
@@ -13,28 +13,28 @@ OUT/metrics.json: mean average precision, accuracy in bins and RMSE of the stren
 seen, beside what the two constant predictors reach. OUT/model.safetensors is the net with its head.
 """
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from attriqa.config import claim_folder, opt, parse_config, required
+from attriqa.config import claim_folder, opt, required, run_command
 from attriqa.data.distorted import DistortedCrops
 from attriqa.data.ramps import find_photos
 from attriqa.data.splits import random_split
 from attriqa.evaluation.identification import identification_metrics
-from attriqa.files import as_dict, atomic_path, write_json
+from attriqa.files import as_dict, write_json
 from attriqa.models import AttributeNet, load_attribute_net, load_with_provenance
 from attriqa.models.attribute_net import COMPACT_CONFIG
 from attriqa.models.backbones import load_compact_trunk
+from attriqa.training.kept import keep
 from attriqa.training.losses import strength_loss
 from attriqa.training.schedules import set_rates
 
@@ -72,18 +72,14 @@ class Config:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Compute what is missing, train, write."""
-    config = parse_config(Config, argv, __doc__)
-    if config.smoke:
-        config = replace(config, rounds=2, test_rounds=1, crop=64, epochs=3, batch=8, workers=0)
-    try:
-        run(config)
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
+    """Read the command line and run."""
+    run_command({"": run}, argv, __doc__)
 
 
 def run(config: Config) -> None:
-    """The whole run, from wherever the folder stands."""
+    """Compute what is missing, train, write."""
+    if config.smoke:
+        config = replace(config, rounds=2, test_rounds=1, crop=64, epochs=3, batch=8, workers=0)
     claim_folder(config.out, config)
     photos = find_photos(config.photos, config.photo_pattern, 6)[: 10 if config.smoke else None]
     learnt, unseen = ([photos[i] for i in side] for side in random_split([path.name for path in photos], seed=0))
@@ -101,13 +97,21 @@ def run(config: Config) -> None:
             standardise(net, statistics(config, net, clean, 2, "clean")[0])
         torch.manual_seed(config.seed)  # the same dropout, whether the statistics were computed now or before
         fit(config, net, *train)
-        metrics = judge(net, *test, train[1].mean(0))
+        metrics = evaluate(net, *test, train[1].mean(0))
     metrics["protocol"] = (
         f"1 to {config.test_most} distortions on {config.crop}-pixel crops of {len(unseen)} photos that the head has "
         f"not seen; learnt from {len(train[1])} crops of {len(learnt)} photos with up to {config.most}"
     )
-    save(config, net, provenance, metrics, learnt, unseen)
-    print_metrics(metrics)
+    here = ("photos", "trunk", "init", "out")  # what only this machine knows
+    record = {
+        "config": {key: value for key, value in as_dict(config).items() if key not in here},
+        "photos": [path.name for path in learnt],
+        "test_photos": [path.name for path in unseen],
+        "metrics": metrics,
+    }
+    net.save(config.out / "model.safetensors", provenance | {"distortion_head": record})
+    write_json(config.out / "metrics.json", metrics)
+    print(json.dumps(metrics, indent=2))
 
 
 def build(config: Config) -> tuple[AttributeNet, dict[str, Any]]:
@@ -120,7 +124,7 @@ def build(config: Config) -> tuple[AttributeNet, dict[str, Any]]:
         nn.init.normal_(net.heads_in.weight, std=0.5 / net.pooled_mean.numel() ** 0.5)
         return net.eval(), {}
     start = load_attribute_net(config.init)
-    net = AttributeNet(dataclasses.replace(start.config, **changes))  # type: ignore[arg-type]
+    net = AttributeNet(replace(start.config, **changes))  # type: ignore[arg-type]
     new = ["distortion_head.", *(["regressor."] if config.regressor_reads != "features" else [])]
     state = {name: value for name, value in start.state_dict().items() if not name.startswith(tuple(new))}
     net.load_state_dict(net.state_dict() | state)
@@ -132,25 +136,21 @@ def statistics(
     config: Config, net: AttributeNet, crops: DistortedCrops, rounds: int, name: str
 ) -> tuple[Tensor, Tensor]:
     """Raw pooled statistics (N, D) and strengths (N, 25) of every crop of all rounds; a file per round is kept."""
-    folder = config.out / "statistics"
-    folder.mkdir(exist_ok=True)
-    pooled, strengths = [], []
-    for number in tqdm(range(rounds), f"statistics: {name}", unit="round"):
-        path = folder / f"{name}-{number:04d}.safetensors"
-        if not path.exists():
-            crops.start_epoch(number)
-            seen = []
-            for images, target in DataLoader(crops, 8, num_workers=config.workers):
-                images = images.to(net.pooled_mean.device).contiguous(memory_format=torch.channels_last)
-                raw = net.pool(images) * net.pooled_std + net.pooled_mean
-                seen.append((raw.half().cpu(), target))
-            with atomic_path(path) as temporary:
-                found, targets = zip(*seen, strict=True)
-                save_file({"pooled": torch.cat(found), "strengths": torch.cat(targets)}, temporary)
-        kept = load_file(path)
-        pooled.append(kept["pooled"])
-        strengths.append(kept["strengths"])
-    return torch.cat(pooled), torch.cat(strengths)
+
+    def pooled(number: int) -> dict[str, Tensor]:
+        crops.start_epoch(number)
+        raw, strengths = [], []
+        for images, target in DataLoader(crops, 8, num_workers=config.workers):
+            images = images.to(net.pooled_mean.device).contiguous(memory_format=torch.channels_last)
+            raw.append((net.pool(images) * net.pooled_std + net.pooled_mean).half().cpu())
+            strengths.append(target)
+        return {"pooled": torch.cat(raw), "strengths": torch.cat(strengths)}
+
+    kept = [
+        keep(config.out / "statistics" / f"{name}-{number:04d}.safetensors", partial(pooled, number))
+        for number in tqdm(range(rounds), f"statistics: {name}", unit="round")
+    ]
+    return torch.cat([part["pooled"] for part in kept]), torch.cat([part["strengths"] for part in kept])
 
 
 def standardise(net: AttributeNet, pooled: Tensor) -> None:
@@ -188,36 +188,11 @@ def fit(config: Config, net: AttributeNet, pooled: Tensor, strengths: Tensor) ->
 
 
 @torch.no_grad()
-def judge(net: AttributeNet, pooled: Tensor, strengths: Tensor, mean: Tensor) -> dict[str, Any]:
+def evaluate(net: AttributeNet, pooled: Tensor, strengths: Tensor, mean: Tensor) -> dict[str, Any]:
     """How well the head tells the strengths, beside the constant predictors; ``mean`` is that of the learnt crops."""
     assert net.distortion_head is not None
     seen = (pooled.to(net.pooled_mean.device).float() - net.pooled_mean) / net.pooled_std
     return dict(identification_metrics(net.distortion_head(seen).strengths.cpu(), strengths, mean))
-
-
-def save(
-    config: Config,
-    net: AttributeNet,
-    provenance: dict[str, Any],
-    metrics: dict[str, Any],
-    learnt: Sequence[Path],
-    unseen: Sequence[Path],
-) -> None:
-    """Write the checkpoint, with what it learnt from, and the numbers."""
-    here = ("photos", "trunk", "init", "out")  # what only this machine knows
-    about = {
-        "config": {key: value for key, value in as_dict(config).items() if key not in here},
-        "photos": [path.name for path in learnt],
-        "test_photos": [path.name for path in unseen],
-        "metrics": metrics,
-    }
-    net.save(config.out / "model.safetensors", provenance | {"distortion_head": about})
-    write_json(config.out / "metrics.json", metrics)
-
-
-def print_metrics(metrics: dict[str, Any]) -> None:
-    """Every number of metrics.json."""
-    print(json.dumps(metrics, indent=2))
 
 
 if __name__ == "__main__":

@@ -33,10 +33,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from attriqa.attributes import ATTRIBUTES
-from attriqa.config import claim_folder, opt, parse_config, required
+from attriqa.config import claim_folder, opt, required, run_command
 from attriqa.data.crops import PhotoCrops
 from attriqa.data.protocol import Plan, Protocol, make_plan, refuse_learnt
-from attriqa.data.ramps import HARMFUL, RAMPS, RampGroups, find_photos
+from attriqa.data.ramps import RAMPS, RampGroups, find_photos
 from attriqa.data.splits import Fold, random_split
 from attriqa.evaluation.folds import evaluate_fold, mean_cosine, summarise
 from attriqa.evaluation.probes import follow_ramps
@@ -47,7 +47,7 @@ from attriqa.models.assessment import Assessment
 from attriqa.models.attribute_net import SHAPES, AttributeNet, Readout, Reads, rebuilt
 from attriqa.models.backbones import COMPACT, fold_batch_norm, load_compact_trunk, load_squeezenet_trunk
 from attriqa.models.views import View, average_over_view
-from attriqa.training.losses import quality_ranking, ramp_ranking, score_loss
+from attriqa.training.losses import ramp_losses, score_loss
 from attriqa.training.schedules import set_rates
 from attriqa.training.state import load_state, save_state
 
@@ -110,26 +110,28 @@ class Run(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Read the command line and run."""
+    run_command({"": finetune}, argv, __doc__)
+
+
+def finetune(config: Config) -> None:
     """Run every fold that has no result yet, then summarise."""
-    config = parse_config(Config, argv, __doc__)
     if config.smoke:
-        config = smoke(config)
+        config = replace(config, splits=1, views=2, probe_epochs=2, probe_batch=8, epochs=2, batch=4, workers=0)
+        config = replace(config, ramp_levels=3)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())  # or torchrun's processes count as lone ones
     torch.set_float32_matmul_precision("high")
-    try:
-        plan = make_plan(
-            config.data,
-            config.test or (),
-            protocol=config.protocol,
-            splits=config.splits,
-            fraction=config.fraction,
-            smoke=config.smoke,
-        )
-        ramps = ramp_photos(config)
-        if config.init is not None:
-            refuse_learnt(plan, load_with_provenance(config.init).provenance, f"--init: {config.init}")
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
+    plan = make_plan(
+        config.data,
+        config.test or (),
+        protocol=config.protocol,
+        splits=config.splits,
+        fraction=config.fraction,
+        smoke=config.smoke,
+    )
+    ramps = ramp_photos(config)
+    if config.init is not None:
+        refuse_learnt(plan, load_with_provenance(config.init).provenance, f"--init: {config.init}")
     if accelerator.is_main_process:
         claim_folder(config.out, config)
     accelerator.wait_for_everyone()
@@ -139,13 +141,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             run_fold(run)
     if accelerator.is_main_process:
         report(config, plan)
-
-
-def smoke(config: Config) -> Config:
-    """The same run at a size for tests."""
-    return replace(
-        config, splits=1, views=2, probe_epochs=2, probe_batch=8, epochs=2, batch=4, workers=0, ramp_levels=3
-    )
 
 
 def ramp_photos(config: Config) -> tuple[list[Path], list[Path]]:
@@ -221,9 +216,8 @@ def probe(run: Run, net: AttributeNet) -> None:
     steps = config.probe_epochs * max(1, len(train) // config.probe_batch)
     generator = torch.Generator().manual_seed(config.seed)
     net.train()
-    for step in tqdm(
-        range(steps), f"{fold.name}: probe", disable=not run.accelerator.is_local_main_process, leave=False
-    ):
+    bar = tqdm(range(steps), f"{fold.name}: probe", disable=not run.accelerator.is_local_main_process, leave=False)
+    for step in bar:
         set_rates(optimizer, [config.probe_lr], step / steps)
         rows = train[torch.randperm(len(train), generator=generator)[: config.probe_batch]]
         view = torch.randint(views.shape[1], rows.shape, generator=generator)
@@ -268,8 +262,8 @@ def statistics(run: Run, net: AttributeNet) -> dict[str, Tensor]:
 def pooled(net: AttributeNet, images: Tensor, accelerator: Accelerator) -> Tensor:
     """Raw statistics of a batch, on the CPU."""
     with torch.autocast(accelerator.device.type, torch.bfloat16):
-        found = net.pool(images.to(accelerator.device).contiguous(memory_format=torch.channels_last))
-    return (found * net.pooled_std + net.pooled_mean).cpu()
+        standardised = net.pool(images.to(accelerator.device).contiguous(memory_format=torch.channels_last))
+    return (standardised * net.pooled_std + net.pooled_mean).cpu()
 
 
 def end_to_end(run: Run, net: AttributeNet) -> None:
@@ -340,9 +334,7 @@ def train_epoch(
 
 def ramp_loss(config: Config, logit: Tensor, raw: Tensor, level: Tensor, ramp: Tensor) -> Tensor:
     """What G ramps of L levels teach the heads and the score; logits (G * L,), raw attributes (G * L, 5)."""
-    heads = ramp_ranking(raw.unflatten(0, level.shape), level, ramp, config.margin, config.crosstalk)
-    harms = torch.tensor([name in HARMFUL for name in RAMPS])[ramp]
-    score = quality_ranking(logit.view_as(level), level, harms, config.quality_slope)
+    heads, score = ramp_losses(logit, raw, level, ramp, config.margin, config.crosstalk, config.quality_slope)
     return config.ramp_weight * heads + config.quality_weight * score
 
 

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from attriqa.attributes import ATTRIBUTES
-from attriqa.config import claim_folder, opt, parse_config, required
+from attriqa.config import claim_folder, opt, required, run_command
 from attriqa.data import pseudo_labels
 from attriqa.data.unlabelled import ImageIndex, TooManyUnreadableError, Unreadable, index_images
 from attriqa.files import write_json
@@ -62,8 +62,12 @@ class Config:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Read the command line and label."""
+    run_command({"": run}, argv, __doc__)
+
+
+def run(config: Config) -> None:
     """Label what has no label yet, then merge the parts."""
-    config = parse_config(Config, argv, __doc__)
     if config.smoke:
         config = replace(config, batch=4, part=8, workers=0)
     accelerator = Accelerator(
@@ -78,8 +82,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         positional_embedding=config.positional_embedding,
         shorter_edge=config.shorter_edge,
     )
-    origin = origin_of(teacher)
-    stored = labels_so_far(config.out, origin)
+    origin = pseudo_labels.Origin(teacher.identity, teacher.prompts_hash)
+    try:
+        stored = pseudo_labels.load(config.out, origin)  # labels of another teacher end the program
+    except FileNotFoundError:
+        stored = None
     if accelerator.is_main_process:
         claim_folder(config.out, config)
     with accelerator.main_process_first():
@@ -89,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     mine = todo[accelerator.process_index :: accelerator.num_processes]
     unreadable = Unreadable(len(index))
     try:
-        label(config, index, mine, teacher, unreadable, accelerator)
+        label(config, index, mine, teacher, origin, unreadable, accelerator)
         for reasons in gather_object([unreadable.reasons]):
             unreadable.add(reasons)
     except TooManyUnreadableError as error:
@@ -101,16 +108,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         pseudo_labels.merge(config.out, origin)
         summarise(config, index, origin, unreadable)
     accelerator.end_training()
-
-
-def labels_so_far(out: Path, origin: pseudo_labels.Origin) -> pseudo_labels.PseudoLabels | None:
-    """What OUT holds; `None`: nothing. Labels of another teacher end the program."""
-    try:
-        return pseudo_labels.load(out, origin)
-    except FileNotFoundError:
-        return None
-    except pseudo_labels.LabelsError as error:
-        raise SystemExit(str(error)) from error
 
 
 class Pictures(Dataset[Item]):
@@ -133,24 +130,18 @@ class Pictures(Dataset[Item]):
             return number, error.reason
 
 
-def as_they_are(items: list[Item]) -> list[Item]:
-    """Images of many sizes make no batch."""
-    return items
-
-
 def label(
     config: Config,
     index: ImageIndex,
     mine: NDArray[np.int64],
     teacher: Teacher,
+    origin: pseudo_labels.Origin,
     unreadable: Unreadable,
     accelerator: Accelerator,
 ) -> None:
     """Score the images ``mine`` and write them in parts, all but those that cannot be read."""
-    origin = origin_of(teacher)
-    loader = DataLoader(
-        Pictures(index, mine, teacher), config.batch, num_workers=config.workers, collate_fn=as_they_are
-    )
+    pictures = Pictures(index, mine, teacher)
+    loader = DataLoader(pictures, config.batch, num_workers=config.workers, collate_fn=list)  # many sizes: no batch
     keys: list[str] = []
     scores: list[Tensor] = []
     with tqdm(total=len(mine), desc="labels", unit="image", disable=not accelerator.is_local_main_process) as bar:
@@ -197,11 +188,6 @@ def summarise(config: Config, index: ImageIndex, origin: pseudo_labels.Origin, u
         summary[name] = {"mean": column.mean(), "std": column.std(), "q05": low, "median": middle, "q95": high}
         print(f"{name:12}  " + "  ".join(f"{key} {value:.4g}" for key, value in summary[name].items()))
     write_json(config.out / "metrics.json", summary)
-
-
-def origin_of(teacher: Teacher) -> pseudo_labels.Origin:
-    """How its labels are signed."""
-    return pseudo_labels.Origin(teacher.identity, teacher.prompts_hash)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python training/select_prompts.py --task joint --photos photos --spaq SPAQ --out runs/prompts
 
-Each attribute has 50 positive and 50 negative adjectives (attriqa/prompts.py), so 2,500 pairs. A pair scores an image
+Each attribute has 50 positive and 50 negative adjectives (attriqa/candidates.toml): 2,500 pairs. A pair scores an image
 by the cosine to its positive prompt minus that to its negative one, and is itself scored by what --task asks for:
 
 distortion: pristine photos are rendered at several levels of the attribute; SROCC of level and score, mean over photos
@@ -17,7 +17,7 @@ CLIPTeacher(pairs=...); OUT/heatmap_*.png shows them; OUT/metrics.json holds eve
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from attriqa.attributes import ATTRIBUTES, CANDIDATES, PROMPT_PAIRS, TEMPLATE, Candidates
-from attriqa.config import claim_folder, opt, parse_config
+from attriqa.config import claim_folder, opt, run_command
 from attriqa.data.datasets import read_spaq
 from attriqa.distortions import apply_ramp
 from attriqa.evaluation import metrics
@@ -84,18 +84,15 @@ class Texts(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Read the command line and select."""
+    run_command({"": run}, argv, __doc__)
+
+
+def run(config: Config) -> None:
     """Encode, score all pairs, write."""
-    config = parse_config(Config, argv, __doc__)
-    try:
-        select(smoke(config) if config.smoke else config, make_encoder)
-    except (ValueError, FileNotFoundError) as error:  # a data set, a model or a photo is not what it should be
-        raise SystemExit(str(error)) from error
-
-
-def smoke(config: Config) -> Config:
-    """The same run at a size for tests."""
-    small: dict[str, Any] = {"photo_limit": 3, "levels": 4, "spaq_edge": 64, "batch": 16, "chunk": 2, "workers": 0}
-    return Config(**{**config.__dict__, **small})
+    if config.smoke:
+        config = replace(config, photo_limit=3, levels=4, spaq_edge=64, batch=16, chunk=2, workers=0)
+    select(config, make_encoder)
 
 
 def make_encoder(config: Config) -> CLIPEncoder:
@@ -120,17 +117,17 @@ def select(config: Config, encoder_of: Callable[[Config], CLIPEncoder]) -> dict[
     record: dict[str, Any] = {"task": config.task, "encoder": encoder.identity, "template": TEMPLATE}
     if photos:
         source = Looks(photos, encoder.prepare, levels=config.levels, seed=config.seed)
-        found = collect(config, encoder, source, [path.name for path in photos], "ramps")  # (N, A * L, D)
-        ramps = found.double().numpy().reshape(len(photos), len(ATTRIBUTES), config.levels, -1)
+        features = collect(config, encoder, source, [path.name for path in photos], "ramps")  # (N, A * L, D)
+        ramps = features.double().numpy().reshape(len(photos), len(ATTRIBUTES), config.levels, -1)
         levels = np.linspace(0, 1, config.levels)
         for index, name in enumerate(tqdm(ATTRIBUTES, "pairs: distortion", leave=False)):
             tables[name]["distortion"] = pair_srocc(ramps[:, index], texts[name], levels)
         record |= {"n_photos": len(photos), "levels": config.levels}
     if rated is not None:
         source = Looks(rated.paths, encoder.prepare, shorter_edge=config.spaq_edge)
-        found = collect(config, encoder, source, rated.names, "spaq")
+        features = collect(config, encoder, source, rated.names, "spaq")
         for name in tqdm(ATTRIBUTES, "pairs: human", leave=False):
-            tables[name]["human"] = pair_srocc(found.double().numpy()[None, :, 0], texts[name], rated.scores[name])
+            tables[name]["human"] = pair_srocc(features.double().numpy()[None, :, 0], texts[name], rated.scores[name])
         record |= {"n_rated": len(rated.paths), "spaq_noisiness": rated.noisiness}
     return report(config, record, tables)
 
@@ -138,10 +135,10 @@ def select(config: Config, encoder_of: Callable[[Config], CLIPEncoder]) -> dict[
 def pristine(config: Config) -> list[Path]:
     """The photos to be rendered."""
     assert config.photos is not None
-    found = [path for path in find(config.photos) if path.match(config.photo_pattern)]
-    if not found:
+    photos = [path for path in find(config.photos) if path.match(config.photo_pattern)]
+    if not photos:
         raise ValueError(f"photos: no {config.photo_pattern} in {config.photos}")
-    return found[: config.photo_limit or None]
+    return photos[: config.photo_limit or None]
 
 
 class Rated:
@@ -224,7 +221,7 @@ def collect(
     """Features of every item, (N, K, D) on the CPU: those on disk are read, the others computed and kept."""
     chunks = [range(first, min(first + config.chunk, len(names))) for first in range(0, len(names), config.chunk)]
     paths = {chunk: config.out / "features" / f"{kind}-{chunk.start:06d}.safetensors" for chunk in chunks}
-    about = {
+    origin = {
         chunk: {"encoder": encoder.identity, "names": json.dumps(names[chunk.start : chunk.stop])} for chunk in chunks
     }
     missing = [chunk for chunk in chunks if not paths[chunk].exists()]
@@ -238,8 +235,8 @@ def collect(
                 kept.append(next(stream))
                 bar.update()
             with atomic_path(paths[chunk]) as temporary:
-                save_file({"features": torch.stack(kept)}, temporary, metadata=about[chunk])
-    return torch.cat([features_of(paths[chunk], about[chunk]) for chunk in chunks])
+                save_file({"features": torch.stack(kept)}, temporary, metadata=origin[chunk])
+    return torch.cat([features_of(paths[chunk], origin[chunk]) for chunk in chunks])
 
 
 def encoded(encoder: CLIPEncoder, loader: "DataLoader[Tensor | str]", batch: int) -> Iterator[Tensor]:
@@ -261,14 +258,14 @@ def encoded(encoder: CLIPEncoder, loader: "DataLoader[Tensor | str]", batch: int
     yield from flush()
 
 
-def features_of(path: Path, about: dict[str, str]) -> Tensor:
+def features_of(path: Path, origin: dict[str, str]) -> Tensor:
     """One file of features, if it is of this encoder and of these photos."""
     with safe_open(path, "pt") as file:
-        found = file.metadata() or {}
-        for key, mine in about.items():
-            if found.get(key) != mine:
+        theirs = file.metadata() or {}
+        for key, mine in origin.items():
+            if theirs.get(key) != mine:
                 raise ValueError(
-                    f"{path} was made with other {key} ({found.get(key, '')[:200]} there, {mine[:200]} now); "
+                    f"{path} was made with other {key} ({theirs.get(key, '')[:200]} there, {mine[:200]} now); "
                     "choose another --out, or delete it"
                 )
         features: Tensor = file.get_tensor("features")

@@ -33,7 +33,7 @@ from attriqa.data.batches import GlobalBatches
 from attriqa.data.crops import JudgedCrops, Patches, TrainingCrops, stack_patches
 from attriqa.data.protocol import Plan, make_plan, refuse_learnt
 from attriqa.data.splits import Fold
-from attriqa.distortions.classes import DISTORTIONS, SCENES
+from attriqa.distortions.classes import DISTORTION_CLASSES, SCENES
 from attriqa.files import as_dict, write_json
 from attriqa.images import ImageError
 from attriqa.models.clip.towers import clip_of
@@ -43,7 +43,7 @@ from attriqa.training.mp_iqe import Losses, Predicted, Targets, losses, report, 
 from attriqa.training.options import CLIPRun, accelerator_of, begin, origin_of
 from attriqa.training.schedules import cosine
 
-CLASSES = {"mp-iqe": tuple(DISTORTIONS.values()), "kadid": KADID_NAMES, "none": ()}
+CLASSES = {"mp-iqe": tuple(DISTORTION_CLASSES.values()), "kadid": KADID_NAMES, "none": ()}
 SMALL_BATCH = ("live", "csiq", "bid")  # 32 crops, others 64 (MP-IQE, implementation details)
 LOW_SCORE_WEIGHT = ("live", "csiq")  # lambda 2 of 0.1, others 0.5 (likewise)
 

@@ -99,11 +99,11 @@ def refuse_learnt(plan: Plan, provenance: Mapping[str, Any], start: str) -> None
         LeakError: it has; the files are counted, and one is named.
     """
     learnt: set[str] = set()
-    about: Any = provenance
-    while isinstance(about, Mapping):
-        data = about.get("data")
+    record: Any = provenance
+    while isinstance(record, Mapping):
+        data = record.get("data")
         learnt |= set(data.get(plan.dataset.name, ())) if isinstance(data, Mapping) else set()
-        about = about.get("init")
+        record = record.get("init")
     for fold in plan.folds:
         tested = [path.name for path in plan.test_paths(fold)]
         if known := [name for name in tested if name in learnt]:

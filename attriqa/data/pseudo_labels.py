@@ -108,20 +108,20 @@ def load(path: Path | str, origin: Origin | None = None) -> PseudoLabels:
         raise FileNotFoundError(f"labels: no {FILE_NAME} in {path}; training/label.py writes it")
     tables = []
     for file in files:
-        table, found = _read(file)
-        origin = origin or found
-        if found != origin:
+        table, other = _read(file)
+        origin = origin or other
+        if other != origin:
             raise LabelsError(
-                f"{file}: labels of the teacher {_named(found)}, not of {_named(origin)}; scores of two teachers are "
+                f"{file}: labels of the teacher {_named(other)}, not of {_named(origin)}; scores of two teachers are "
                 "never mixed: choose another folder"
             )
         tables.append(table)
-    whole = pa.concat_tables(tables).combine_chunks()
+    labels = pa.concat_tables(tables).combine_chunks()
     # The same image twice: a run was killed after it had merged the parts and before it had deleted them.
-    first = pc.index_in(whole["key"], value_set=whole["key"].combine_chunks()).to_numpy()
-    whole = whole.take(pa.array(np.flatnonzero(first == np.arange(len(first)))))
+    first = pc.index_in(labels["key"], value_set=labels["key"].combine_chunks()).to_numpy()
+    labels = labels.take(pa.array(np.flatnonzero(first == np.arange(len(first)))))
     assert origin is not None
-    return PseudoLabels(whole, origin)
+    return PseudoLabels(labels, origin)
 
 
 def merge(folder: Path | str, origin: Origin) -> Path:
@@ -153,9 +153,9 @@ def _files(folder: Path) -> list[Path]:
 def _write(path: Path, table: "pa.Table", origin: Origin) -> None:
     import pyarrow.parquet as pq
 
-    about = {"format_version": FORMAT_VERSION, **origin._asdict(), "attributes": ATTRIBUTES}
+    header = {"format_version": FORMAT_VERSION, **origin._asdict(), "attributes": ATTRIBUTES}
     with atomic_path(path) as temporary:
-        pq.write_table(table.replace_schema_metadata({_KEY: json.dumps(about)}), temporary, compression="zstd")
+        pq.write_table(table.replace_schema_metadata({_KEY: json.dumps(header)}), temporary, compression="zstd")
 
 
 def _read(path: Path) -> tuple["pa.Table", Origin]:
@@ -168,22 +168,22 @@ def _read(path: Path) -> tuple["pa.Table", Origin]:
             table = file.read()
     except (pa.ArrowException, OSError) as error:
         raise LabelsError(f"{path}: not a Parquet file, or a damaged one ({error})") from error
-    about = json.loads((table.schema.metadata or {}).get(_KEY, b"{}"))
-    if about.get("format_version") != FORMAT_VERSION:
+    header = json.loads((table.schema.metadata or {}).get(_KEY, b"{}"))
+    if header.get("format_version") != FORMAT_VERSION:
         raise LabelsError(
             f"{path}: not labels of this attriqa: expected format version {FORMAT_VERSION}, "
-            f"got {about.get('format_version')}"
+            f"got {header.get('format_version')}"
         )
-    if tuple(about["attributes"]) != ATTRIBUTES or table.column_names != ["key", *ATTRIBUTES]:
+    if tuple(header["attributes"]) != ATTRIBUTES or table.column_names != ["key", *ATTRIBUTES]:
         raise LabelsError(
-            f"{path}: labels of {', '.join(about['attributes'])}, in the columns {', '.join(table.column_names)}; "
+            f"{path}: labels of {', '.join(header['attributes'])}, in the columns {', '.join(table.column_names)}; "
             f"expected key, {', '.join(ATTRIBUTES)}"
         )
     scores = np.stack([table[name].to_numpy() for name in ATTRIBUTES], 1)
     if not np.isfinite(scores).all():
         row = int(np.flatnonzero(~np.isfinite(scores).all(1))[0])
         raise LabelsError(f"{path}: the label of {table['key'][row]} is not finite: {scores[row].tolist()}")
-    return table, Origin(about["teacher"], about["prompts_hash"])
+    return table, Origin(header["teacher"], header["prompts_hash"])
 
 
 def _named(origin: Origin) -> str:

@@ -26,7 +26,15 @@ HARMFUL = ("sharpness", "noisiness", *DEPARTURES)
 """Ramps whose lower levels are worse whatever the photo; where the others ought to be is the photographer's choice."""
 
 
-class RampGroups(Dataset[tuple[Tensor, Tensor, int]]):
+class _Groups:
+    """What both data sets of groups are told of."""
+
+    def __init__(self, paths: Sequence[Path], crop: int, levels: int, seed: int) -> None:
+        self.paths = tuple(paths)
+        self.crop, self.levels, self.seed = crop, levels, seed
+
+
+class RampGroups(_Groups, Dataset[tuple[Tensor, Tensor, int]]):
     """Groups of one crop at several levels of one ramp; half start from a photo that is changed in another way.
 
     Args:
@@ -40,12 +48,7 @@ class RampGroups(Dataset[tuple[Tensor, Tensor, int]]):
     severity (`draw_departure`), and one of each group is 1, the photo as it was developed.
     """
 
-    def __init__(self, paths: Sequence[Path], crop: int, levels: int, seed: int) -> None:
-        self.paths = tuple(paths)
-        self.crop = crop
-        self.levels = levels
-        self.seed = seed
-        self.epoch = 0
+    epoch = 0
 
     def start_epoch(self, epoch: int) -> None:
         """Choose the epoch whose draws the items are; before the loader is iterated."""
@@ -97,7 +100,7 @@ _MOST_NOISE = 0.15  # standard deviation, of pixel values in [0, 1]
 _SHARE_CHANGED = 0.4  # of the groups that start from a noisy photo, and of those whose photo departs already
 
 
-class DepartureGroups(Dataset[tuple[Tensor, Tensor]]):
+class DepartureGroups(_Groups, Dataset[tuple[Tensor, Tensor]]):
     """Groups of one crop at several severities of a departure; item i shows that of `DRAWN`, i modulo their number.
 
     Args:
@@ -110,10 +113,6 @@ class DepartureGroups(Dataset[tuple[Tensor, Tensor]]):
     crop; the first is of severity 0. That photo may itself be noisy, or depart along another axis, but never in color
     where the group ends gray: that would mend it.
     """
-
-    def __init__(self, paths: Sequence[Path], crop: int, levels: int, seed: int) -> None:
-        self.paths = tuple(paths)
-        self.crop, self.levels, self.seed = crop, levels, seed
 
     def __len__(self) -> int:
         return len(self.paths) * len(DRAWN)

@@ -210,31 +210,25 @@ def _listed(path: Path) -> list[str]:
 
 def _expand(pattern: str) -> list[Path]:
     """The files that a pattern with ``{000..009}`` or with ``*`` stands for, in order."""
-    pieces = _BRACES.split(pattern)  # text, first, last, text, first, last, text ...
     ranges = []
-    for first, last in zip(pieces[1::3], pieces[2::3], strict=True):
+    for first, last in _BRACES.findall(pattern):
         if int(first) > int(last):
             raise SourceError(f"source: expected a rising range in {pattern}, got {{{first}..{last}}}")
         ranges.append([f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)])
-    named = ["".join(_interleave(pieces[::3], numbers)) for numbers in product(*ranges)]
-    found: list[Path] = []
-    for name in named:
+    paths: list[Path] = []
+    for numbers in map(iter, product(*ranges)):
+        name = _BRACES.sub(lambda _, numbers=numbers: next(numbers), pattern)  # type: ignore[misc]
         path = Path(name)
         if path.exists():
-            found.append(path)
+            paths.append(path)
             continue
         if not re.search(r"[*?\[]", name):
             raise FileNotFoundError(f"source: no such shard: {name}")
         anchor = Path(path.anchor)
-        found += sorted(anchor.glob(str(path.relative_to(anchor))))
-    if not found:
+        paths += sorted(anchor.glob(str(path.relative_to(anchor))))
+    if not paths:
         raise FileNotFoundError(f"source: no shard matches {pattern}")
-    return found
-
-
-def _interleave(texts: list[str], between: tuple[str, ...]) -> Iterator[str]:
-    for text, number in zip(texts, (*between, ""), strict=True):
-        yield text + number
+    return paths
 
 
 def _index_shards(shards: list[Path], source: str, cache: Path | None) -> ImageIndex:
@@ -270,7 +264,7 @@ def _scan_shard(path: Path) -> list[tuple[str, int, int]]:
     if path.name.endswith(_COMPRESSED):
         raise SourceError(f"{path}: a compressed shard cannot be read at any position; decompress it")
     length, end = path.stat().st_size, 0
-    found: list[tuple[str, int, int]] = []
+    images: list[tuple[str, int, int]] = []
     fault = ""
     try:
         with tarfile.open(path, "r:") as shard:
@@ -280,15 +274,15 @@ def _scan_shard(path: Path) -> list[tuple[str, int, int]]:
                 end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
                 match = _MEMBER.fullmatch(member.name)
                 if match and member.isreg() and not member.issparse() and f".{match[2].lower()}" in SUFFIXES:
-                    found.append((match[1], member.offset_data, member.size))
+                    images.append((match[1], member.offset_data, member.size))
     except tarfile.TarError as error:
         fault = f" ({error})"
     with path.open("rb") as file:
         file.seek(end)
         if file.read(_BLOCK) != bytes(_BLOCK):
-            last = f"the last whole image is {found[-1][0]}" if found else "no image in it is whole"
+            last = f"the last whole image is {images[-1][0]}" if images else "no image in it is whole"
             raise SourceError(f"{path}: cut off or damaged from byte {end} of {length} on; {last}{fault}")
-    return found
+    return images
 
 
 def _refuse_duplicates(keys: Strings, file: NDArray[np.int32], shards: list[Path]) -> None:

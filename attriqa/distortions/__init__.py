@@ -13,7 +13,7 @@ scripts of KADIS-700k (``imdist_generator.m``), whose numbers, levels and formul
 
 import difflib
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from attriqa.distortions.departures import DEPARTURES, SETTINGS, cast_of, develop, draw_departure
-from attriqa.distortions.kadid import blur, codecs, color, noise, quantizers, spatial, tone
+from attriqa.distortions.kadid import Apply, blur, codecs, color, noise, quantizers, spatial, tone
 from attriqa.distortions.ramps import apply_ramp, gaussian_blur, luma
 
 __all__ = [
@@ -44,6 +44,8 @@ __all__ = [
 
 CHUNK_PIXELS = 1 << 18  # per thread: 3 MB of float32
 Levels = tuple[float, float, float, float, float]
+LevelOrder = Literal["kadid", "severity"]
+Finalize = Literal["clip", "mapmm"]
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,7 @@ class Distortion:
     name: str
     parameter: str  # what a level's value means, and its unit
     levels: Levels  # the values of levels 1 to 5, in KADID-10k's order
-    apply: Callable[[Tensor, Tensor, Sequence[torch.Generator]], Tensor]
-    """Images ``(B, 3, H, W)`` in [0, 1], values ``(B,)`` float64, a CPU generator per image; may leave [0, 1]."""
+    apply: Apply
     smallest: int = 1  # px, the shortest side it works on
 
 
@@ -124,8 +125,8 @@ def distort(
     levels: Tensor | int,
     generator: torch.Generator,
     *,
-    level_order: Literal["kadid", "severity"] = "kadid",
-    finalize: Literal["clip", "mapmm"] = "clip",
+    level_order: LevelOrder = "kadid",
+    finalize: Finalize = "clip",
 ) -> Tensor:
     """Apply one distortion to a batch.
 
@@ -145,38 +146,26 @@ def distort(
     Raises:
         ValueError: an argument is not as described, or the images are smaller than the distortion's ``smallest``.
     """
-    _check_images(images)
     # torch.randint per image and not per batch: a vector of draws need not be the sequence of single ones.
     seeds = [
         int(torch.randint(2**63 - 1, (), dtype=torch.int64, generator=generator, device=generator.device))
         for _ in range(len(images))
     ]
-    return _distort(images, distortion, levels, seeds, level_order, finalize)
+    return distort_seeded(images, distortion, levels, seeds, level_order=level_order, finalize=finalize)
 
 
+@torch.no_grad()
 def distort_seeded(
     images: Tensor,
     distortion: str | int,
     levels: Tensor | int,
     seeds: Sequence[int] | Tensor,
     *,
-    level_order: Literal["kadid", "severity"] = "kadid",
-    finalize: Literal["clip", "mapmm"] = "clip",
+    level_order: LevelOrder = "kadid",
+    finalize: Finalize = "clip",
 ) -> Tensor:
     """`distort` with a seed per image: B integers from 0 to ``2**63 - 1``."""
     _check_images(images)
-    return _distort(images, distortion, levels, seeds, level_order, finalize)
-
-
-@torch.no_grad()
-def _distort(
-    images: Tensor,
-    distortion: str | int,
-    levels: Tensor | int,
-    seeds: Sequence[int] | Tensor,
-    level_order: str,
-    finalize: str,
-) -> Tensor:
     entry = find_distortion(distortion)
     if min(images.shape[2:]) < entry.smallest:
         height, width = images.shape[2:]
@@ -217,8 +206,8 @@ def _as_levels(levels: Tensor | int, count: int) -> Tensor:
             levels = torch.full((count,), operator.index(levels))
         except TypeError:
             raise ValueError(f"levels: expected an integer or a tensor of integers, got {levels!r}") from None
-    whole = not (levels.is_floating_point() or levels.is_complex() or levels.dtype == torch.bool)
-    if levels.shape != (count,) or not whole:
+    integral = not (levels.is_floating_point() or levels.is_complex() or levels.dtype == torch.bool)
+    if levels.shape != (count,) or not integral:
         got = f"{tuple(levels.shape)} of {levels.dtype}"
         raise ValueError(f"levels: expected one integer or shape ({count},) of integers, got {got}")
     levels = levels.cpu().long()

@@ -1,13 +1,12 @@
 """One photo under every distortion at every level, to be looked at."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from attriqa.distortions import DISTORTIONS, distort_seeded
+from attriqa.distortions import DISTORTIONS, Finalize, LevelOrder, distort_seeded
 
 _MARGIN = 8  # px between pictures
 _LABEL = 20  # px above each, for its name
@@ -18,8 +17,8 @@ def contact_sheet(
     among: Sequence[int],
     seed: int,
     *,
-    level_order: Literal["kadid", "severity"] = "kadid",
-    finalize: Literal["clip", "mapmm"] = "clip",
+    level_order: LevelOrder = "kadid",
+    finalize: Finalize = "clip",
 ) -> Image.Image:
     """Draw the sheet: the pristine photo, then a row per distortion with its five levels, each labelled.
 

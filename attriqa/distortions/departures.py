@@ -52,8 +52,8 @@ def draw_departure(kind: str, rng: np.random.Generator) -> Tensor:
 
 def cast_of(angle: float) -> Tensor:
     """Settings ``(6,)`` of a full color cast: 0 is red, 2/3 pi green, 4/3 pi blue; its largest log gain 0.52 to 0.6."""
-    found = {"red": np.cos(angle), "green": np.sin(angle)}
-    return torch.tensor([float(found.get(name, 0.0)) for name in SETTINGS])
+    axes = {"red": np.cos(angle), "green": np.sin(angle)}
+    return torch.tensor([float(axes.get(name, 0.0)) for name in SETTINGS])
 
 
 def develop(images: Tensor, settings: Tensor) -> Tensor:

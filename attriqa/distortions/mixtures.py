@@ -10,13 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from attriqa.distortions import DISTORTION_KEYS, DISTORTIONS, distort_seeded
+from attriqa.distortions import DISTORTION_KEYS, DISTORTIONS, Finalize, LevelOrder, distort_seeded
 from attriqa.files import atomic_path
 
 LEVELS = 5
@@ -81,8 +80,8 @@ def apply_recipes(
     images: Tensor,
     recipes: Sequence[Recipe],
     *,
-    level_order: Literal["kadid", "severity"] = "kadid",
-    finalize: Literal["clip", "mapmm"] = "clip",
+    level_order: LevelOrder = "kadid",
+    finalize: Finalize = "clip",
 ) -> Tensor:
     """Distort each image by its own recipe, clipped to [0, 1] after every step; not differentiable.
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attriqa.distortions.classes import DISTORTIONS, SCENES
+from attriqa.distortions.classes import DISTORTION_CLASSES, SCENES
 from attriqa.files import as_dict
 from attriqa.images.crops import fitted
 from attriqa.models import checkpoint
@@ -37,7 +37,7 @@ class LIQEConfig:
     """
 
     scenes: tuple[str, ...] = tuple(SCENES)  # may be none, and so may the distortions
-    distortions: tuple[str, ...] = tuple(DISTORTIONS)
+    distortions: tuple[str, ...] = tuple(DISTORTION_CLASSES)
     crops: int = 15  # at the most, evenly out of the grid
     stride: int = 32  # px between the grid's places
     wide: int = 1024  # px: of an image with a side as long as this ...

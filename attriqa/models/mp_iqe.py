@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from attriqa.distortions import DISTORTION_KEYS
 from attriqa.distortions import DISTORTIONS as KADID
-from attriqa.distortions.classes import DISTORTIONS, SCENES
+from attriqa.distortions.classes import DISTORTION_CLASSES, SCENES
 from attriqa.files import as_dict
 from attriqa.images import MIN_SIDE
 from attriqa.images.crops import seeded_crops
@@ -41,7 +41,7 @@ class MPIQEConfig:
     """
 
     scenes: tuple[str, ...] = tuple(SCENES.values())  # class names; none: without the scene branch
-    distortions: tuple[str, ...] = tuple(DISTORTIONS.values())  # likewise; `KADID_NAMES` for the 25 of KADID-10k
+    distortions: tuple[str, ...] = tuple(DISTORTION_CLASSES.values())  # likewise; `KADID_NAMES` for the 25 of KADID-10k
     context: int = 8  # learnt words in front of each class name; scenes and distortions have their own
     prompts: int = 4  # tokens in the image tower; 0 with "none"
     prompt_kind: PromptKind = "deep"  # as in `VisualPrompts`; the paper's shallow ones are its "first"

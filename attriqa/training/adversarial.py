@@ -4,18 +4,13 @@ Both end as pooled statistics of an encoder that stands still, for `training/adv
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from attriqa.distortions import develop, draw_departure
 from attriqa.evaluation.attacks import Scorer, pgd, random_start
-from attriqa.files import atomic_path
 
 Pool = Callable[[Tensor], Tensor]
 """``(B, 3, H, W)`` on the score's device -> raw pooled statistics ``(B, D)``; differentiable."""
@@ -24,7 +19,6 @@ Read = Callable[[Tensor], Tensor]
 
 NEAREST = 0.3  # severity from which a development is taken to be worse than a pristine photo
 MOST_NOISE = 0.15  # standard deviation of the noise at most, of pixel values in [0, 1]
-PART = 16  # items whose examples go into one file: what a killed search loses at most
 _RATE = 0.15  # Adam's first, in units of a setting; it falls to a tenth
 
 
@@ -100,10 +94,10 @@ def tempting(
             shown = [pool(develop(torch.lerp(part, noisy, share), share * settings)).half().cpu() for share in shares]
         ramps.append(torch.stack(shown, 1))
         severities.append((settings.norm(dim=1, keepdim=True) * shares).cpu())
-    found = torch.cat(ramps)
+    joined = torch.cat(ramps)
     with torch.no_grad():
-        gain = (read(found[:, -1]) - read(found[:, 0])).cpu()
-    return {"ramps": found, "levels": 1 - torch.cat(severities), "gain": gain}
+        gain = (read(joined[:, -1]) - read(joined[:, 0])).cpu()
+    return {"ramps": joined, "levels": 1 - torch.cat(severities), "gain": gain}
 
 
 def tempting_settings(scorer: Scorer, images: Tensor, start: Tensor, steps: int) -> Tensor:
@@ -142,30 +136,3 @@ def tempting_settings(scorer: Scorer, images: Tensor, start: Tensor, steps: int)
             length = here.norm(dim=1, keepdim=True).clamp(min=1e-6)
             here *= length.clamp(NEAREST, 1) / length
     return best
-
-
-def in_parts(
-    folder: Path,
-    title: str,
-    items: Sequence[Any],
-    find: Callable[[Any, np.random.Generator], dict[str, Tensor]],
-    seed: int,
-) -> dict[str, Tensor]:
-    """What a search finds of some items, a part of them at a time, each kept in a file: a killed search goes on.
-
-    Args:
-        folder: of the files.
-        title: of the search, in their names, on the progress bar and in the draws.
-        items: what is searched.
-        find: maps some of them and a generator to tensors, along whose first dimension parts are joined.
-        seed: of the draws.
-    """
-    parts = []
-    for first in tqdm(range(0, len(items), PART), title, leave=False):
-        path = folder / f"{title}-{first:05d}.safetensors"
-        if not path.exists():
-            found = find(items[first : first + PART], np.random.default_rng([seed, *title.encode(), first]))
-            with atomic_path(path) as temporary:
-                save_file(found, temporary)
-        parts.append(load_file(path))
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attriqa.data.ramps import HARMFUL, RAMPS
+
 _FIDELITY_FLOOR = 1e-8  # under the roots: their slope at 0 is infinite
 
 
@@ -23,10 +25,7 @@ def margin_ranking(predictions: Tensor, targets: Tensor, margin: float = 0.1) ->
     Returns:
         A scalar.
     """
-    if predictions.shape != targets.shape:
-        raise ValueError(
-            f"targets: expected the shape of predictions, {tuple(predictions.shape)}, got {tuple(targets.shape)}"
-        )
+    _check_shapes(predictions=predictions, targets=targets)
     order = (targets.unsqueeze(-1) - targets.unsqueeze(-2)).sign()  # (..., N, N), antisymmetric
     gap = predictions.unsqueeze(-1) - predictions.unsqueeze(-2)
     hinge = F.relu(margin - order * gap) * (order > 0)  # each unordered pair once, ties never
@@ -77,6 +76,25 @@ def quality_ranking(logit: Tensor, level: Tensor, harms: Tensor, slope: float) -
     return hinge.sum() / pairs.sum().clamp(min=1)
 
 
+def ramp_losses(
+    logit: Tensor, raw: Tensor, level: Tensor, ramp: Tensor, margin: float, crosstalk: float, slope: float
+) -> tuple[Tensor, Tensor]:
+    """What G ramps of L levels ask of the heads (`ramp_ranking`) and of the score (`quality_ranking`).
+
+    Args:
+        logit: ``(G * L,)`` score logits.
+        raw: ``(G * L, 5)`` head outputs.
+        level: ``(G, L)``, each rendering's level.
+        ramp: ``(G,)`` indices in `attriqa.data.ramps.RAMPS`; those of `HARMFUL` ones count for the score.
+        margin: of `ramp_ranking`.
+        crosstalk: of `ramp_ranking`.
+        slope: of `quality_ranking`.
+    """
+    harms = torch.tensor([name in HARMFUL for name in RAMPS])[ramp]
+    heads = ramp_ranking(raw.unflatten(0, level.shape), level, ramp, margin, crosstalk)
+    return heads, quality_ranking(logit.view_as(level), level, harms, slope)
+
+
 def score_loss(logit: Tensor, mos: Tensor) -> Tensor:
     """Smooth L1 between ``sigmoid(logit)`` and MOS in [0, 1], both ``(B,)``: quadratic within a tenth of the scale.
 
@@ -97,9 +115,7 @@ def strength_loss(predicted: Tensor, strengths: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
     """
-    if predicted.shape != strengths.shape:
-        wanted, got = tuple(predicted.shape), tuple(strengths.shape)
-        raise ValueError(f"strengths: expected the shape of predicted, {wanted}, got {got}")
+    _check_shapes(predicted=predicted, strengths=strengths)
     kept = predicted.float().clamp(1e-6, 1 - 1e-6)
     return -(strengths * kept.log() + (1 - strengths) * torch.log1p(-kept)).mean()
 
@@ -118,9 +134,7 @@ def fidelity(predicted: Tensor, true: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
     """
-    if predicted.shape != true.shape:
-        wanted, got = tuple(predicted.shape), tuple(true.shape)
-        raise ValueError(f"true: expected the shape of predicted, {wanted}, got {got}")
+    _check_shapes(predicted=predicted, true=true)
     p, g = predicted.float().clamp(0, 1), true.float()  # sums of a softmax pass 1 by rounding: no root of less than 0
     return 1 - (p * g + _FIDELITY_FLOOR).sqrt() - ((1 - p) * (1 - g) + _FIDELITY_FLOOR).sqrt()
 
@@ -201,3 +215,10 @@ def dynamic_weights(means: Sequence[Sequence[float]], temperature: float = 2.0) 
     shares = (torch.tensor(list(rates.values())) / temperature).softmax(0).tolist()
     weights = dict(zip(rates, shares, strict=True))
     return [len(rates) * weights[task] if task in weights else 1.0 for task in range(len(means[-1]))]
+
+
+def _check_shapes(**given: Tensor) -> None:
+    """Refuse two tensors of different shapes, by their names."""
+    (first, wanted), (second, got) = ((name, tuple(value.shape)) for name, value in given.items())
+    if got != wanted:
+        raise ValueError(f"{second}: expected the shape of {first}, {wanted}, got {got}")

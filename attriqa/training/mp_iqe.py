@@ -14,7 +14,7 @@ from attriqa.data.crops import Patches
 from attriqa.data.datasets.scenes import class_of_type, match, read_annotations
 from attriqa.data.protocol import Plan
 from attriqa.distortions import DISTORTION_KEYS
-from attriqa.distortions.classes import DISTORTIONS, SCENES
+from attriqa.distortions.classes import DISTORTION_CLASSES, SCENES
 from attriqa.evaluation import metrics
 from attriqa.evaluation.bootstrap import median_of_folds
 from attriqa.models import checkpoint, exiqa, mp_iqe
@@ -95,7 +95,7 @@ def targets_of(plan: Plan, config: MPIQEConfig, labels: Sequence[Path], *, fix_f
 
 def _keys(config: MPIQEConfig) -> Sequence[str]:
     """What labels call the distortions of a model."""
-    known = {KADID_NAMES: DISTORTION_KEYS, tuple(DISTORTIONS.values()): tuple(DISTORTIONS), (): ()}
+    known = {KADID_NAMES: DISTORTION_KEYS, tuple(DISTORTION_CLASSES.values()): tuple(DISTORTION_CLASSES), (): ()}
     if config.distortions not in known or config.scenes not in (tuple(SCENES.values()), ()):
         raise ValueError("config: expected the classes of MP-IQE or of KADID-10k, for which there are labels, or none")
     return known[config.distortions]

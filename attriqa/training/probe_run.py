@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,11 +18,12 @@ from attriqa.data.protocol import Plan, Protocol, make_plan
 from attriqa.data.ramps import RAMPS, DepartureGroups, find_photos
 from attriqa.data.splits import Fold
 from attriqa.evaluation.attacks import middle_squares
-from attriqa.files import atomic_path, write_json
+from attriqa.files import write_json
 from attriqa.images import read
 from attriqa.models import AttributeNet, load_with_provenance
 from attriqa.models.backbones import fold_batch_norm
 from attriqa.models.views import View, look
+from attriqa.training.kept import keep
 
 _MOST_OFF = 0.03  # bfloat16 and fp16 take statistics half a percent away, another crop 5, another photo 30
 
@@ -96,7 +97,7 @@ def read_nets(run: ProbeRun) -> list[FoldNet]:
         OSError: a file cannot be read.
     """
     nets = [_read_fold(run, fold) for fold in run.plan.folds]
-    encoders = [found.net.backbone.state_dict() for found in nets]
+    encoders = [fold_net.net.backbone.state_dict() for fold_net in nets]
     for fold, encoder in zip(run.plan.folds, encoders, strict=True):
         if not all(torch.equal(encoder[name], value) for name, value in encoders[0].items()):
             raise ValueError(f"run: expected one encoder in all folds of {run.folder}, that of {fold.name} is another")
@@ -109,7 +110,7 @@ def claim_start(folder: Path, run: ProbeRun, nets: list[FoldNet]) -> None:
     Raises:
         ValueError: it began with others.
     """
-    hashes = {fold.name: found.sha256 for fold, found in zip(run.plan.folds, nets, strict=True)}
+    hashes = {fold.name: fold_net.sha256 for fold, fold_net in zip(run.plan.folds, nets, strict=True)}
     path = folder / "start.json"
     if not path.exists():
         write_json(path, hashes)
@@ -118,8 +119,8 @@ def claim_start(folder: Path, run: ProbeRun, nets: list[FoldNet]) -> None:
 
 
 def _read_fold(run: ProbeRun, fold: Fold) -> FoldNet:
-    found = _load(run.folder, fold)
-    theirs = found.provenance["data"].get(run.plan.dataset.name, [])
+    fold_net = _load(run.folder, fold)
+    theirs = fold_net.provenance["data"].get(run.plan.dataset.name, [])
     ours = [path.name for path in run.plan.train_paths(fold)]
     if theirs != ours:
         raise ValueError(
@@ -127,9 +128,9 @@ def _read_fold(run: ProbeRun, fold: Fold) -> FoldNet:
             f"got {len(ours)}{' others' if len(theirs) == len(ours) else ''}"
         )
     row = fold.train[0]
-    crop = draw_crop(run, row, np.random.default_rng([run.settings["seed"], 0, row]), found.net)
+    crop = draw_crop(run, row, np.random.default_rng([run.settings["seed"], 0, row]), fold_net.net)
     with torch.no_grad():
-        raw = (found.net.pool(crop[None]) * found.net.pooled_std + found.net.pooled_mean)[0]
+        raw = (fold_net.net.pool(crop[None]) * fold_net.net.pooled_std + fold_net.net.pooled_mean)[0]
     kept = run.views[row, 0].float()
     off = ((raw - kept).norm() / kept.norm()).item()
     if off > _MOST_OFF:
@@ -137,7 +138,7 @@ def _read_fold(run: ProbeRun, fold: Fold) -> FoldNet:
             f"run: expected the statistics that {fold.name}'s encoder gives of {run.plan.dataset.rows[row].path}, "
             f"those in {run.folder} are {off:.0%} off"
         )
-    return found
+    return fold_net
 
 
 def _load(folder: Path, fold: Fold) -> FoldNet:
@@ -201,26 +202,26 @@ class KeptStatistics:
     @torch.no_grad()
     def of_ramps(self, groups: DepartureGroups, path: Path) -> dict[str, Tensor]:
         """``ramps`` (G, L, D) fp16 and ``levels`` (G, L) of all groups, on the CPU; computed once, kept in a file."""
-        if not path.exists():
-            ramps, levels = [], []
+
+        def ramps() -> dict[str, Tensor]:
+            pooled, levels = [], []
             for index in tqdm(range(len(groups)), "departures", leave=False):
                 images, level = groups[index]
-                ramps.append(self.pool(images.to(self.encoder.pooled_mean.device)).half().cpu())
+                pooled.append(self.pool(images.to(self.encoder.pooled_mean.device)).half().cpu())
                 levels.append(level)
-            with atomic_path(path) as temporary:
-                save_file({"ramps": torch.stack(ramps), "levels": torch.stack(levels)}, temporary)
-        return load_file(path)
+            return {"ramps": torch.stack(pooled), "levels": torch.stack(levels)}
+
+        return keep(path, ramps)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, view: View) -> Tensor:
         """(B, 3, H, W) -> (B, K, D) on the CPU, of the K crops of a view."""
         config = self.encoder.config
-        pixels = f"{view} {tuple(images.shape)}".encode() + images.cpu().contiguous().numpy().tobytes()
-        path = self.folder / f"{hashlib.sha256(pixels).hexdigest()}.safetensors"
-        if not path.exists():
+
+        def pooled() -> dict[str, Tensor]:
             seen = look(images, view, shorter_edge=config.shorter_edge, crop=config.crop)
             parts = seen.flatten(0, 1).to(self.encoder.pooled_mean.device).split(self.chunk)
-            pooled = torch.cat([self.pool(part).cpu() for part in parts]).unflatten(0, seen.shape[:2])
-            with atomic_path(path) as temporary:
-                save_file({"pooled": pooled.contiguous()}, temporary)
-        return load_file(path)["pooled"]
+            return {"pooled": torch.cat([self.pool(part).cpu() for part in parts]).unflatten(0, seen.shape[:2])}
+
+        pixels = f"{view} {tuple(images.shape)}".encode() + images.cpu().contiguous().numpy().tobytes()
+        return keep(self.folder / f"{hashlib.sha256(pixels).hexdigest()}.safetensors", pooled)["pooled"]

@@ -117,15 +117,6 @@ class CLIPTeacher:
         return scores.to(images.device)
 
 
-_MEASURES = (
-    signal_measures.sharpness,
-    signal_measures.contrast,
-    signal_measures.brightness,
-    signal_measures.colorfulness,
-    signal_measures.noisiness,
-)  # in the order of ATTRIBUTES
-
-
 class SignalTeacher:
     """Five classical measures, one per attribute (`attriqa.judges.signal`): no weights, no training, no prompts.
 
@@ -151,7 +142,7 @@ class SignalTeacher:
         """As `Teacher.__call__`; the units are those of each measure."""
         check(images)
         pixels = images.float()
-        return torch.stack([measure(pixels) for measure in _MEASURES], dim=1)
+        return torch.stack([getattr(signal_measures, name)(pixels) for name in ATTRIBUTES], dim=1)
 
 
 def teacher_of(

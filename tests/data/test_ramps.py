@@ -72,8 +72,7 @@ def test_ramp_groups_are_one_crop_at_several_levels(paths: list[Path]) -> None:
     for index in range(24):
         images, level, ramp = dataset[index]
         assert images.shape == (4, 3, 40, 40)
-        assert images.min() >= 0
-        assert images.max() <= 1
+        assert 0 <= images.min() <= images.max() <= 1
         assert level.shape == (4,)
         assert ((level >= 0) & (level <= 1)).all()
         assert ramp == index % len(RAMPS)
@@ -121,8 +120,7 @@ def test_drawn_departures_go_away_from_where_they_begin(paths: list[Path]) -> No
         side = images.shape[-1]
         assert images.shape == (4, 3, side, side)
         sides.add(side)
-        assert images.min() >= 0
-        assert images.max() <= 1
+        assert 0 <= images.min() <= images.max() <= 1
         assert level[0] == 1
         assert ((level[1:] >= 0) & (level[1:] < 1)).all()
         away = (images - images[0]).square().mean((1, 2, 3))

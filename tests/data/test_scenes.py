@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from attriqa.data.datasets.scenes import Annotation, class_of_type, match, read_annotations
-from attriqa.data.datasets.synthetic import CSIQ_TYPES, KADID_TYPES, LIVE_TYPES
+from attriqa.data.datasets.synthetic import KADID_TYPES
 from attriqa.distortions import DISTORTION_KEYS
-from attriqa.distortions.classes import DISTORTIONS, SCENES
+from attriqa.distortions.classes import CSIQ_TYPES, DISTORTION_CLASSES, LIVE_TYPES, SCENES
 
 # The 33 words that the files have for a distortion, and LIQE's class of each.
 WORDS = {
@@ -58,7 +58,7 @@ def test_every_word_has_its_class(tmp_path: Path) -> None:
     assert len(WORDS) == 33
     path = write(tmp_path / "a.txt", *(line(f"{number}.png", 1, word) for number, word in enumerate(WORDS)))
     assert [entry.distortion for entry in read_annotations([path])] == list(WORDS.values())
-    assert set(WORDS.values()) == set(DISTORTIONS)
+    assert set(WORDS.values()) == set(DISTORTION_CLASSES)
     path = write(tmp_path / "b.txt", *(line(f"{number}.png", 1, "lens", word) for number, word in enumerate(SCENES)))
     assert [entry.scenes for entry in read_annotations([path])] == [(word,) for word in SCENES]
 
@@ -67,7 +67,7 @@ def test_the_papers_names_stand_for_theirs() -> None:
     assert list(SCENES.values()) == [
         "animal", "cityscape", "human", "indoor scene", "landscape", "night scene", "plant", "still-life", "others"
     ]  # fmt: skip
-    assert list(DISTORTIONS.values()) == [
+    assert list(DISTORTION_CLASSES.values()) == [
         "blur", "color-related", "contrast", "JPEG compression", "JPEG2000 compression", "noise", "over-exposure",
         "quantization", "under-exposure", "spatially-localized", "others",
     ]  # fmt: skip
@@ -97,8 +97,8 @@ def test_the_files_of_a_split_make_up_a_set_and_may_not_contradict(tmp_path: Pat
         (line("a.jpg", 1, "lens", "invalid"), "line 2: expected one to three scenes among .*, got none"),
         ("a.jpg 1 lens human invalid invalid", "line 2: expected a path, a score, .* parted by tabs, got 'a.jpg 1"),
         ("a.jpg\t1\tlens\thuman\tinvalid", "line 2: expected a path, a score, a distortion and three scenes"),
-        ("a.jpg\tgood\tlens\thuman\tinvalid\tinvalid", "line 2: expected a score, got 'good'"),
-        ("a.jpg\tnan\tlens\thuman\tinvalid\tinvalid", "line 2: expected a score, got 'nan'"),
+        ("a.jpg\tgood\tlens\thuman\tinvalid\tinvalid", "line 2: expected a number as score, got 'good'"),
+        ("a.jpg\tnan\tlens\thuman\tinvalid\tinvalid", "line 2: expected a number as score, got 'nan'"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path: Path, bad: str, message: str) -> None:

@@ -122,7 +122,7 @@ def test_live(shared_data: Path, tmp_path: Path) -> None:
     rated = {
         row["dis_img_path"].removeprefix("LIVE/"): (float(row["score"]), Path(row["ref_img_path"]).name) for row in rows
     }
-    dataset = read_live(trees.live(tmp_path, rated))
+    dataset = read_live(trees.live(tmp_path, rated, {}))
     types = Counter(row.distortion for row in dataset.rows)
     assert types == {"jp2k": 169, "jpeg": 175, "wn": 145, "gblur": 145, "fastfading": 145}
     assert len(dataset.rows) == 779

@@ -19,20 +19,9 @@ from attriqa.distortions.kadid.blur import (
     motion_kernel,
 )
 from attriqa.distortions.kadid.colorspaces import rgb_to_lab
+from tests.support.distortion_pictures import generators, noise, seeded, values
 
 Floats = NDArray[np.float64]
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def pictures(count: int, height: int = 37, width: int = 29) -> Tensor:
-    return torch.rand(count, 3, height, width, generator=seeded(), dtype=torch.float64)
-
-
-def values(*numbers: float) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.float64)
 
 
 def filtered(image: Tensor, kernel: Floats) -> Floats:
@@ -45,7 +34,7 @@ def test_correlation_is_scipys_by_either_way(
     shape: tuple[int, int], most_shifts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(filters, "MOST_SHIFTS", most_shifts)
-    images = pictures(2)
+    images = noise(2)
     kernels = [torch.rand(shape, generator=seeded(seed), dtype=torch.float64) for seed in range(2)]
     found = filters.correlate(images, kernels)
     for image, kernel, result in zip(images, kernels, found, strict=True):
@@ -59,15 +48,15 @@ def test_few_taps_and_many_go_their_ways(monkeypatch: pytest.MonkeyPatch) -> Non
     lengths = []
     real = torch.fft.rfft2
     monkeypatch.setattr(torch.fft, "rfft2", lambda x, s: lengths.append(s) or real(x, s))  # type: ignore[func-returns-value]
-    lens_blur(pictures(1), values(2), [])
+    lens_blur(noise(1), values(2), [])
     assert not lengths
-    lens_blur(pictures(1), values(8), [])
+    lens_blur(noise(1), values(8), [])
     assert lengths
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 1, 2, 5, 6.5, 20])
 def test_gaussian_blur_is_scipys_truncated_at_two_sigma(sigma: float) -> None:
-    images = pictures(1)
+    images = noise(1)
     found = gaussian_blur(images, values(sigma), [])
     radius = math.ceil(2 * sigma)
     for channel, result in zip(images[0], found[0], strict=True):
@@ -76,17 +65,10 @@ def test_gaussian_blur_is_scipys_truncated_at_two_sigma(sigma: float) -> None:
     assert len(filters.gaussian_taps(sigma)) == 2 * radius + 1
 
 
-def test_a_blur_keeps_constants_and_its_image_to_itself() -> None:
+def test_a_blur_keeps_constants() -> None:
     flat = torch.full((3, 3, 20, 24), 0.3)
-    generators = [seeded(seed) for seed in range(3)]
     for blur, strengths in ((gaussian_blur, (0.1, 5, 20)), (lens_blur, (1, 4, 8)), (motion_blur, (1, 4, 10))):
-        torch.testing.assert_close(blur(flat, values(*strengths), generators), flat)
-        spot = torch.zeros(3, 3, 64, 64)
-        spot[1, 1, 31, 32] = 1
-        found = blur(spot, values(*strengths), generators)
-        assert found[1, 1].sum().item() == pytest.approx(1, abs=1e-5)
-        found[1, 1] = 0
-        assert found.abs().max() < 1e-7
+        torch.testing.assert_close(blur(flat, values(*strengths), generators(0, 1, 2)), flat)
 
 
 @pytest.mark.parametrize("radius", [1, 2, 4, 6, 8])
@@ -106,7 +88,7 @@ def test_a_disk_covers_each_pixel_by_its_share(radius: int) -> None:
 
 
 def test_lens_blur_is_the_mean_over_the_disk() -> None:
-    images = pictures(3)
+    images = noise(3)
     found = lens_blur(images, values(1, 4, 8), [])
     for image, radius, result in zip(images, (1, 4, 8), found, strict=True):
         np.testing.assert_allclose(result.numpy(), filtered(image, disk_kernel(radius).numpy()), atol=1e-12)
@@ -157,7 +139,7 @@ def test_known_motion_kernels() -> None:
 
 
 def test_motion_blur_draws_an_angle_per_image() -> None:
-    images = pictures(4)
+    images = noise(4)
     found = motion_blur(images, values(4, 6, 10, 10), [seeded(seed) for seed in (5, 6, 7, 8)])
     angles = [int(torch.randint(181, (), generator=seeded(seed))) for seed in (5, 6, 7, 8)]
     assert len(set(angles)) == 4
@@ -165,22 +147,9 @@ def test_motion_blur_draws_an_angle_per_image() -> None:
         np.testing.assert_allclose(result.numpy(), filtered(image, line_kernel(length, angle, 8)), atol=1e-9)
 
 
-def test_every_angle_is_drawn() -> None:
-    """A stripe along the line's direction stays: seen here by the kernel's own extent in a spot's picture."""
-    spot = torch.zeros(1, 3, 33, 33)
-    spot[..., 16, 16] = 1
-    flat, upright = 0, 0
-    for seed in range(60):
-        rows, columns = (motion_blur(spot, values(10), [seeded(seed)])[0, 0] > 0.01).nonzero().T
-        flat += int(columns.max() - columns.min() > rows.max() - rows.min())
-        upright += int(columns.max() - columns.min() < rows.max() - rows.min())
-    assert flat > 15
-    assert upright > 15
-
-
 @pytest.mark.parametrize("amount", [1, 3, 12])
 def test_sharpening_moves_lightness_away_from_its_blur(amount: float) -> None:
-    images = 0.4 + 0.2 * pictures(1)
+    images = 0.4 + 0.2 * noise(1)
     before = rgb_to_lab(images)[0].numpy()
     sharpened = high_sharpen(images, values(amount), [])
     after = rgb_to_lab(sharpened)[0].numpy()
@@ -189,14 +158,4 @@ def test_sharpening_moves_lightness_away_from_its_blur(amount: float) -> None:
     assert unclipped.mean() > 0.1
     np.testing.assert_allclose(after[0][unclipped], wanted[unclipped], atol=1e-6)
     np.testing.assert_allclose(after[1:, unclipped], before[1:, unclipped], atol=1e-6)
-    assert sharpened.min() >= 0
-    assert sharpened.max() <= 1
-
-
-def test_sharpening_leaves_flat_areas_and_sharpens_edges() -> None:
-    edge = torch.full((1, 3, 40, 40), 0.4)
-    edge[..., 20:] = 0.6
-    found = high_sharpen(edge, values(2), [])
-    torch.testing.assert_close(found[..., :13], edge[..., :13], rtol=0, atol=1e-5)
-    assert found[0, 0, 20, 19] < 0.35
-    assert found[0, 0, 20, 20] > 0.65
+    assert 0 <= sharpened.min() <= sharpened.max() <= 1

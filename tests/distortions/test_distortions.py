@@ -1,47 +1,27 @@
 """The table of distortions and what all 25 have in common; each formula has its tests in test_distortions_*.py."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch import Tensor
 
 import attriqa.distortions
 from attriqa.distortions import DISTORTION_KEYS, DISTORTIONS, Distortion, distort, distort_seeded, find_distortion
-from attriqa.images import read
+from tests.support.distortion_pictures import detailed, generators, seeded
 
 RANDOM = {"motion_blur", "color_shift", "white_noise", "white_noise_cc", "impulse_noise", "multiplicative_noise"}
 RANDOM |= {"denoise", "jitter", "non_eccentricity_patch", "color_block"}
 UNCHANGED = {("gaussian_blur", 1), ("motion_blur", 1), ("color_saturation_2", 1), ("mean_shift", 3)}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """More would only wait for one another on pictures as small as these."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 every = pytest.mark.parametrize("entry", DISTORTIONS, ids=DISTORTION_KEYS)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def pictures(count: int = 1, height: int = 51, width: int = 62) -> Tensor:
     """(B, 3, H, W) with detail at several scales."""
-    drawn = [
-        F.interpolate(torch.rand(count, 3, n, n, generator=seeded(n)), (height, width), mode="bilinear")
-        for n in (3, 8, 25)
-    ]
-    return (1.6 * (torch.stack(drawn).mean(0) - 0.5) + 0.5).clamp(0, 1)
+    return (1.6 * (detailed(count, height, width, (3, 8, 25)) - 0.5) + 0.5).clamp(0, 1)
 
 
 def test_the_table_is_that_of_kadid() -> None:
@@ -71,8 +51,12 @@ def test_each_level_uses_its_value_of_the_table(entry: Distortion) -> None:
     images = pictures(5)
     found = distort_seeded(images, entry.number, torch.arange(1, 6), range(5))
     values = torch.tensor(entry.levels, dtype=torch.float64)
-    expected = entry.apply(images, values, [seeded(seed) for seed in range(5)]).clamp(0, 1)
+    expected = entry.apply(images, values, generators(*range(5))).clamp(0, 1)
     assert torch.equal(found, expected)
+    wider = torch.cat([images, images], -1)[..., : images.shape[-1]]
+    for same in (images.contiguous(memory_format=torch.channels_last), wider):
+        again = entry.apply(same, values, generators(*range(5))).clamp(0, 1)
+        torch.testing.assert_close(again, expected, rtol=0, atol=1e-6)
     for level in range(1, 6):
         moved = (found[level - 1] - images[level - 1]).abs().max()
         assert (moved < 2e-5) == ((entry.key, level) in UNCHANGED), level
@@ -84,11 +68,9 @@ def test_a_batch_is_its_images_one_by_one(entry: Distortion) -> None:
     generator = seeded(7)
     alone = [distort(images[b : b + 1], entry.key, int(levels[b]), generator) for b in range(3)]
     together = distort(images, entry.key, levels, seeded(7))
-    assert together.shape == images.shape
-    assert together.dtype == torch.float32
+    assert (together.shape, together.dtype) == (images.shape, torch.float32)
     assert together.isfinite().all()
-    assert together.min() >= 0
-    assert together.max() <= 1
+    assert 0 <= together.min() <= together.max() <= 1
     assert torch.equal(together, torch.cat(alone))
 
 
@@ -139,8 +121,7 @@ def test_gray_and_constant_images_stay_finite(entry: Distortion) -> None:
         for finalize in ("clip", "mapmm"):
             found = distort_seeded(images, entry.key, level, range(4), finalize=finalize)
             assert found.isfinite().all()
-            assert found.min() >= 0
-            assert found.max() <= 1
+            assert 0 <= found.min() <= found.max() <= 1
     if entry.key in ("color_saturation_1", "color_saturation_2", "color_diffusion"):
         grayish = distort_seeded(gray, entry.key, 4, [0])
         torch.testing.assert_close(grayish, gray, rtol=0, atol=1e-4)
@@ -253,12 +234,11 @@ def test_a_gpu_gives_what_a_cpu_gives(entry: Distortion) -> None:
     torch.testing.assert_close(found.cpu(), distort(images, entry.key, levels, seeded()), rtol=0, atol=1e-4)
 
 
-@pytest.mark.shared_data
 @pytest.mark.parametrize(
     "entry", [entry for entry in DISTORTIONS if entry.key not in ("mean_shift", "contrast_change")], ids=lambda e: e.key
 )
 def test_a_higher_level_is_farther_from_the_photo(entry: Distortion, colour_photos: Tensor) -> None:
-    """Mean Spearman correlation of level and squared error over eight photos."""
+    """Mean Spearman correlation of level and squared error over several crops of photos."""
     found = []
     for seed, photo in enumerate(colour_photos):
         distorted = distort_seeded(photo.expand(5, -1, -1, -1), entry.key, torch.arange(1, 6), [seed] * 5)
@@ -268,10 +248,7 @@ def test_a_higher_level_is_farther_from_the_photo(entry: Distortion, colour_phot
 
 
 @pytest.fixture(scope="module")
-def colour_photos(shared_data: Path) -> Tensor:
-    """(8, 3, 160, 160); gray photos, where less saturation changes nothing, are left out."""
-    paths = sorted((shared_data / "photos").glob("cid22_*"))
-    images = torch.stack([read(path, shorter_edge=160)[:, :160, :160] for path in paths[:: len(paths) // 10][:10]])
-    colourful = (images.amax(1) - images.amin(1)).mean((1, 2)) > 0.02
-    assert colourful.sum() >= 8
-    return images[colourful][:8]
+def colour_photos(photos: list[NDArray[np.uint8]]) -> Tensor:
+    """(6, 3, 160, 160): two squares of each."""
+    whole = [torch.from_numpy(photo.copy()).permute(2, 0, 1).float() / 255 for photo in photos]
+    return torch.stack([photo[:, side : side + 160, side : side + 160] for photo in whole for side in (0, 140)])

@@ -17,47 +17,12 @@ from attriqa.distortions.kadid.noise import (
     white_noise,
     white_noise_cc,
 )
-from tests.support.distortion_pictures import (
-    Distort,
-    assert_an_image_is_its_own,
-    assert_any_layout_and_dtype,
-    generators,
-    picture,
-    values,
-)
+from tests.support.distortion_pictures import generators, picture, values
 
 GRAY = torch.full((1, 3, 256, 256), 0.5)
 # ITU-R BT.601, 8-bit studio swing: Y in 16 .. 235, Cb and Cr in 16 .. 240.
 YCBCR = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]]) / 255
 OFFSET = np.array([16.0, 128.0, 128.0]) / 255
-
-
-def kurtosis(sample: Tensor) -> float:
-    """3 for a Gaussian, 1.8 for a uniform distribution."""
-    centred = sample.double() - sample.double().mean()
-    return float((centred**4).mean() / (centred**2).mean() ** 2)
-
-
-def correlations(fields: Tensor) -> Tensor:
-    """Between the channels of (3, H, W), and between each channel and itself one pixel further."""
-    flat = fields.double().flatten(1)
-    between = torch.corrcoef(flat)[[0, 0, 1], [1, 2, 2]]
-    along = torch.stack([torch.corrcoef(torch.stack([row[:-1], row[1:]]))[0, 1] for row in flat])
-    return torch.cat([between, along])
-
-
-def assert_noise(sample: Tensor, variance: float, kurtosis_expected: float) -> None:
-    """(3, H, W) of white noise with mean 0, each tolerance at least 4 standard errors."""
-    count = sample.numel()
-    assert abs(sample.mean().item()) < 4 * math.sqrt(variance / count)
-    for channel in sample:
-        assert channel.double().var().item() == pytest.approx(variance, rel=4 * math.sqrt(6 / count))
-    assert kurtosis(sample) == pytest.approx(kurtosis_expected, abs=0.06)
-    assert correlations(sample).abs().max() < 4 / math.sqrt(count / 3)
-
-
-def test_white_noise_has_its_variance_in_every_channel() -> None:
-    assert_noise((white_noise(GRAY, values(0.01), generators(1)) - GRAY)[0], 0.01, 3)
 
 
 def test_white_noise_is_the_picture_plus_the_generators_normals() -> None:
@@ -66,12 +31,6 @@ def test_white_noise_is_the_picture_plus_the_generators_normals() -> None:
     for image, out, variance, generator in zip(images, found, (0.001, 0.01), generators(5, 6), strict=True):
         expected = image.numpy() + np.sqrt(variance) * torch.randn(image.shape, generator=generator).numpy()
         np.testing.assert_allclose(out.numpy(), expected, atol=1e-6)
-
-
-def test_colour_noise_has_its_variance_in_y_cb_and_cr() -> None:
-    noisy = white_noise_cc(GRAY, values(0.003), generators(1))[0].double().numpy()
-    planes = np.einsum("ij,jhw->ihw", YCBCR, noisy - 0.5)
-    assert_noise(torch.from_numpy(planes), 0.003, 3)
 
 
 def test_colour_noise_is_the_formula() -> None:
@@ -105,12 +64,11 @@ def test_impulses_leave_the_rest_alone() -> None:
     assert torch.equal(noisy[~hit], image[~hit])
 
 
-@pytest.mark.parametrize("gray", [0.5, 0.1])
-def test_speckle_is_uniform_and_grows_with_the_value(gray: float) -> None:
-    image = torch.full((1, 3, 256, 256), gray)
-    factor = (multiplicative_noise(image, values(0.05), generators(1)) / image - 1)[0]
-    assert_noise(factor, 0.05, 1.8)
-    assert 0.99 * math.sqrt(0.15) < factor.abs().max() < 1.0001 * math.sqrt(0.15)
+def test_speckle_is_uniform_and_grows_with_the_value() -> None:
+    image = picture()
+    found = multiplicative_noise(image, values(0.05), generators(1))
+    drawn = torch.rand(image.shape[1:], generator=generators(1)[0])
+    torch.testing.assert_close(found, image * (1 + math.sqrt(3 * 0.05) * (2 * drawn - 1)), rtol=0, atol=1e-6)
 
 
 def objective(found: NDArray[np.float64], noisy: NDArray[np.float64], weight: float) -> float:
@@ -166,19 +124,3 @@ def test_the_weight_is_near_the_best_at_every_level(photos: list[NDArray[np.uint
             return -10 * (cleaned - images).square().mean((1, 2, 3)).log10().mean().item()
 
         assert decibel(TV_WEIGHT) > max(decibel(factor) for factor in (0.35, 0.5, 1.4)) - 0.1
-
-
-def test_denoising_more_noise_leaves_less_of_a_photo(photos: list[NDArray[np.uint8]]) -> None:
-    images = scaled(photos, 64)
-    errors = [
-        (denoise(images, values(*[variance] * 3), generators(0, 1, 2)) - images).square().mean().item()
-        for variance in (0.01, 0.03, 0.05, 0.1, 0.15)
-    ]
-    assert errors == sorted(errors)
-    assert errors[2] < 0.05 / 3  # most of the noise is gone
-
-
-@pytest.mark.parametrize("distort", [white_noise, white_noise_cc, impulse_noise, multiplicative_noise, denoise])
-def test_contract(distort: Distort) -> None:
-    assert_an_image_is_its_own(distort, 0.005, 0.03, 0.01)
-    assert_any_layout_and_dtype(distort, 0.03, atol=1e-4 if distort is denoise else 1e-5)

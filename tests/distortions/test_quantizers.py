@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from skimage.filters import threshold_multiotsu
 
 from attriqa.distortions.kadid.quantizers import (
@@ -13,13 +12,7 @@ from attriqa.distortions.kadid.quantizers import (
     otsu_thresholds,
     quantization,
 )
-from tests.support.distortion_pictures import (
-    assert_an_image_is_its_own,
-    assert_any_layout_and_dtype,
-    generators,
-    picture,
-    values,
-)
+from tests.support.distortion_pictures import generators, picture, values
 
 Floats = NDArray[np.float64]
 
@@ -90,19 +83,6 @@ def test_quantization_is_the_formula(count: int) -> None:
     assert len(np.unique(found)) == count + 1
 
 
-@pytest.mark.parametrize("gray", [0.0, 0.4, 1.0])
-def test_quantization_of_one_colour_is_finite(gray: float) -> None:
-    found = quantization(torch.full((1, 3, 32, 32), gray), values(20), generators(0))
-    assert torch.isfinite(found).all()
-    assert len(found.unique()) == 1
-
-
-def test_fewer_levels_are_farther_from_a_photo(photos: list[NDArray[np.uint8]]) -> None:
-    image = torch.from_numpy(photos[0].copy()).permute(2, 0, 1)[None].float() / 255
-    found = quantization(image.expand(3, -1, -1, -1), values(20, 13, 7), generators(0, 0, 0))
-    assert ((found - image).square().mean((1, 2, 3)).diff() > 0).all()
-
-
 # Colours
 
 
@@ -131,21 +111,6 @@ def test_the_palette_cuts_where_the_variance_falls_most(count: int) -> None:
     np.testing.assert_array_equal(np.unique(found, axis=0), np.unique(expected.astype(np.uint8), axis=0))
 
 
-def test_more_colours_leave_less_variance(photos: list[NDArray[np.uint8]]) -> None:
-    pixels = photos[1][::4, ::4].astype(np.float64)
-    errors = []
-    for count in (4, 8, 16, 32, 64):
-        palette = minimum_variance_palette(photos[1][::4, ::4], count).astype(np.float64)
-        assert len(palette) == count
-        errors.append(float(((pixels[:, :, None] - palette) ** 2).sum(-1).min(-1).mean()))
-    assert errors == sorted(errors, reverse=True)
-    median_cut = Image.fromarray(photos[1][::4, ::4]).quantize(
-        64, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE
-    )
-    difference = np.array(median_cut.convert("RGB")).astype(np.float64) - pixels
-    assert errors[-1] < (difference**2).sum(-1).mean()
-
-
 def dithered(pixels: NDArray[np.uint8], palette: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Floyd and Steinberg's error diffusion, pixel by pixel, in whole numbers, sixteenths cut off towards 0."""
     height, width = pixels.shape[:2]
@@ -172,22 +137,7 @@ def test_dithering_is_floyds_and_steinbergs(count: int) -> None:
     np.testing.assert_array_equal(found[:, :-24], dithered(pixels_of(image[0]), palette)[:, :-24])
 
 
-def test_dithering_keeps_the_mean_of_an_area(photos: list[NDArray[np.uint8]]) -> None:
-    image = torch.from_numpy(photos[2].copy()).permute(2, 0, 1)[None].float() / 255
-    found = color_quantization(image, values(16), generators(0))
-    assert len(np.unique(pixels_of(found[0]).reshape(-1, 3), axis=0)) == 16
-    areas = torch.nn.functional.avg_pool2d(found - image, 16)
-    assert areas.abs().mean() < 0.3 * (found - image).abs().mean()
-
-
 def test_a_picture_of_few_colours_keeps_them() -> None:
     colours = torch.tensor([[0.0, 0, 0], [1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
     image = colours[torch.randint(0, 5, (1, 40, 40), generator=generators(0)[0])].permute(0, 3, 1, 2).contiguous()
     assert torch.equal(color_quantization(image, values(8), generators(0)), image)
-
-
-def test_contract() -> None:
-    assert_an_image_is_its_own(color_quantization, 64, 8, 16)
-    assert_any_layout_and_dtype(color_quantization, 16)
-    assert_an_image_is_its_own(quantization, 20, 7, 13)
-    assert_any_layout_and_dtype(quantization, 13)

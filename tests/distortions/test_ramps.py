@@ -9,21 +9,15 @@ from torch import Tensor
 
 from attriqa import ATTRIBUTES
 from attriqa.distortions import apply_ramp, gaussian_blur, luma
+from tests.support.distortion_pictures import detailed
+from tests.support.distortion_pictures import seeded as generator
 
 UNCHANGED = {"sharpness": 1.0, "contrast": 0.5, "brightness": 0.5, "colorfulness": 0.5, "noisiness": 1.0}
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def picture(height: int = 60, width: int = 72) -> Tensor:
-    """(1, 3, H, W) with detail at several scales, away from black and white."""
-    drawn = [
-        F.interpolate(torch.rand(1, 3, n, n, generator=generator(n)), (height, width), mode="bilinear")
-        for n in (4, 12, 40)
-    ]
-    return 0.3 + 0.4 * torch.stack(drawn).mean(0)
+def picture() -> Tensor:
+    """(1, 3, 60, 72) with detail at several scales, away from black and white."""
+    return 0.3 + 0.4 * detailed(1, 60, 72, (4, 12, 40))
 
 
 @pytest.mark.parametrize("sigma", [0.5, 1.0, 2.5, 4.0])
@@ -81,8 +75,7 @@ def test_a_higher_level_has_more_of_the_attribute(attribute: str) -> None:
     level = torch.linspace(0, 1, 7)  # the last eighth of the sharpness ramp, sigma < 0.18, is too little for float32
     ramp = apply_ramp(picture().expand(7, -1, -1, -1), attribute, level, generator())
     assert ramp.shape == (7, 3, 60, 72)
-    assert ramp.min() >= 0
-    assert ramp.max() <= 1
+    assert 0 <= ramp.min() <= ramp.max() <= 1
     measured = MEASURES[attribute](ramp)
     assert (measured.diff() > 0).all(), measured
 

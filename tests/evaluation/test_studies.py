@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from attriqa.data.datasets.synthetic import CSIQ_TYPES, LIVE_TYPES, TID2013_TYPES
 from attriqa.distortions.attributes import DATASET_ATTRIBUTES, DISTORTION_ATTRIBUTES, check_table
+from attriqa.distortions.classes import CSIQ_TYPES, LIVE_TYPES, TID2013_TYPES
 from attriqa.evaluation.papers import studies
 from attriqa.evaluation.papers.runs import RunError
 from tests.support import small_clip

@@ -11,7 +11,7 @@ from attriqa.data.batches import JointBatches
 from attriqa.data.crops import stack_patches
 from attriqa.data.leaks import LeakError
 from attriqa.data.protocol import make_plan
-from attriqa.distortions.classes import DISTORTIONS, SCENES
+from attriqa.distortions.classes import DISTORTION_CLASSES, SCENES
 from attriqa.images import ImageError, read
 from attriqa.models import checkpoint
 from attriqa.models.liqe import LIQEConfig, Told, grid
@@ -52,7 +52,7 @@ def test_sets_are_numbered_through_and_keep_what_is_known(tree: Path) -> None:
     first = sets.targets.scenes[0]
     assert {list(SCENES)[i] for i in first.nonzero().flatten()} == {"animal", "plant"}
     assert not sets.targets.scenes[4:].any()
-    assert list(DISTORTIONS)[int(sets.targets.distortions[0].argmax())] == "blur"
+    assert list(DISTORTION_CLASSES)[int(sets.targets.distortions[0].argmax())] == "blur"
     assert sets.targets.distortions[10:].any(1).all(), "KADID-10k names its own"
     clive, kadid = sets.train(1)
     assert clive == plans[0].folds[1].train

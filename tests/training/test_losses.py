@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -42,13 +43,25 @@ def test_only_the_order_of_targets_matters_and_the_order_of_members_does_not() -
     assert not torch.isclose(margin_ranking(predictions, -targets), expected)
 
 
-def test_a_group_of_ties_gives_zero_on_the_graph() -> None:
-    predictions = normal(4).requires_grad_()
-    loss = margin_ranking(predictions, torch.ones(4))
-    assert loss.item() == 0
-    loss.backward()
-    assert predictions.grad is not None
-    assert (predictions.grad == 0).all()
+NONE = torch.tensor([False, False])
+
+
+@pytest.mark.parametrize(
+    ("loss", "shape"),
+    [
+        (lambda predictions: margin_ranking(predictions, torch.ones(4)), (4,)),
+        (lambda raw: ramp_ranking(raw, normal(2, 4).sigmoid(), torch.tensor([5, 9])), (2, 4, 5)),
+        (lambda logit: quality_ranking(logit, normal(2, 4).sigmoid(), NONE, 1.0), (2, 4)),
+    ],
+    ids=["ties alone", "no attribute's ramp", "no harmful ramp"],
+)
+def test_nothing_to_compare_gives_zero_on_the_graph(loss: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
+    given = normal(*shape, seed=2).requires_grad_()
+    found = loss(given)
+    found.backward()
+    assert found.item() == 0
+    assert given.grad is not None
+    assert not given.grad.any()
 
 
 def test_the_gradient_pulls_a_wrong_pair_apart_and_leaves_a_right_one() -> None:
@@ -60,6 +73,8 @@ def test_the_gradient_pulls_a_wrong_pair_apart_and_leaves_a_right_one() -> None:
 def test_unequal_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"targets: expected the shape of predictions, \(2, 3\), got \(3,\)"):
         margin_ranking(torch.zeros(2, 3), torch.zeros(3))
+    with pytest.raises(ValueError, match=r"strengths: expected the shape of predicted, \(2, 25\), got \(25,\)"):
+        strength_loss(torch.rand(2, 25), torch.rand(25))
 
 
 def ramps() -> tuple[Tensor, Tensor, Tensor]:
@@ -105,12 +120,6 @@ def test_ramps_that_are_no_attributes_count_nothing_for_the_heads() -> None:
         torch.cat([attribute, torch.tensor([5, 6, 11])]),
     )
     assert both.item() == pytest.approx(alone.item(), rel=1e-6)
-    raw = normal(2, 4, 5).requires_grad_()
-    none = ramp_ranking(raw, torch.rand(2, 4), torch.tensor([5, 9]))
-    none.backward()
-    assert none.item() == 0
-    assert raw.grad is not None
-    assert not raw.grad.any()
 
 
 def test_quality_ranking_asks_a_gap_along_harmful_ramps_only() -> None:
@@ -133,15 +142,6 @@ def test_quality_ranking_is_the_mean_over_pairs() -> None:
                     wanted = 0.7 * (level[g, i] - level[g, j])
                     hinges.append(max(0.0, float(wanted - (logit[g, i] - logit[g, j]))))
     assert quality_ranking(logit, level, harms, 0.7).item() == pytest.approx(sum(hinges) / len(hinges), rel=1e-5)
-
-
-def test_quality_ranking_of_no_harmful_ramp_is_zero_and_differentiable() -> None:
-    logit = torch.zeros(2, 4, requires_grad=True)
-    loss = quality_ranking(logit, torch.rand(2, 4), torch.tensor([False, False]), 1.0)
-    loss.backward()
-    assert loss.item() == 0
-    assert logit.grad is not None
-    assert not logit.grad.any()
 
 
 def test_score_loss_is_quadratic_near_and_linear_far() -> None:
@@ -175,8 +175,3 @@ def test_strength_loss_is_least_at_the_truth_and_finite_at_the_edges() -> None:
     assert loss.isfinite()
     assert wrong.grad is not None
     assert wrong.grad.isfinite().all()
-
-
-def test_strength_loss_refuses_another_shape() -> None:
-    with pytest.raises(ValueError, match=r"strengths: expected the shape of predicted, \(2, 25\), got \(25,\)"):
-        strength_loss(torch.rand(2, 25), torch.rand(25))

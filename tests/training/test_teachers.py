@@ -1,7 +1,7 @@
 """CLIPTeacher against open_clip itself, on small random models; SignalTeacher against formulas and known ramps."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,8 @@ from attriqa.images import read, resize_shorter, to_tensor
 from attriqa.judges import signal as signal_measures
 from attriqa.training.teachers import CLIPTeacher, Preprocess, SignalTeacher, Teacher, drop_positional_embedding
 from tests.support import small_clip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """On images this small, threads wait for one another longer than they work, above all beside other programs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from tests.support.distortion_pictures import detailed
+from tests.support.distortion_pictures import seeded as generator
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +43,9 @@ def resnet(folder: Path) -> str:
     return small_clip.write(folder / "resnet", small_clip.RESNET)
 
 
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def pictures(count: int = 3, height: int = 90, width: int = 130) -> Tensor:
     """(B, 3, H, W) with detail at several scales."""
-    drawn = [
-        F.interpolate(torch.rand(count, 3, n, n, generator=generator(n)), (height, width), mode="bilinear")
-        for n in (4, 12, 40)
-    ]
-    return 0.1 + 0.8 * torch.stack(drawn).mean(0)
+    return 0.1 + 0.8 * detailed(count, height, width, (4, 12, 40))
 
 
 @cache
@@ -102,8 +87,7 @@ def test_scores_are_open_clips_cosine_differences(
               for image in pictures()]  # fmt: skip
     teacher: Teacher = teacher_of(name)
     found = teacher(torch.stack([to_tensor(image) for image in images]))
-    assert found.shape == (3, 5)
-    assert found.dtype == torch.float32
+    assert (found.shape, found.dtype) == ((3, 5), torch.float32)
     expected = direct(name, images)
     assert expected.std(0).mean() > 5e-3, "images that cannot be told apart would test nothing"
     # What remains is Pillow's rounding to 8 bits; an image that has the size already goes without it.

@@ -45,26 +45,24 @@ class Reader(Protocol):
     """What all readers have in common."""
 
     def __call__(self, root: Path | str, /, *, allow_missing: bool = False) -> Dataset:
-        """Read the data set in ``root``."""
+        """Read the data set in ``root``.
+
+        Args:
+            root: the folder that holds it, as its authors lay it out: an error quotes the layout, relative to ROOT.
+            allow_missing: leave out images that are not there; ``missing`` of the result names them.
+
+        Raises:
+            DatasetError: a label file or an image that it names is missing or malformed, or label files disagree.
+            ImportError: its labels are an Excel sheet, and pandas or openpyxl is not installed.
+        """
         ...
 
 
 READERS: dict[str, Reader] = {
-    "clive": read_clive,
-    "koniq": read_koniq,
-    "spaq": read_spaq,
-    "flive": read_flive,
-    "ava": read_ava,
-    "bid": read_bid,
-    "kadid": read_kadid,
-    "tid2013": read_tid2013,
-    "csiq": read_csiq,
-    "live": read_live,
-    "lvq": read_lvq,
-    "pipal": read_pipal,
-    "agiqa": read_agiqa,
-    "csv": read_csv,
-}  # by the names that command lines and `attriqa.evaluation.papers.published` use
+    "clive": read_clive, "koniq": read_koniq, "spaq": read_spaq, "flive": read_flive, "ava": read_ava, "bid": read_bid,
+    "kadid": read_kadid, "tid2013": read_tid2013, "csiq": read_csiq, "live": read_live, "lvq": read_lvq,
+    "pipal": read_pipal, "agiqa": read_agiqa, "csv": read_csv,
+}  # by the names that command lines and `attriqa.evaluation.papers.published` use  # fmt: skip
 
 
 def read_dataset(name: str, root: Path | str | None = None, *, allow_missing: bool = False) -> Dataset:

@@ -1,6 +1,6 @@
 """Photos with the faults that cameras and people gave them: CLIVE, KonIQ-10k, SPAQ, FLIVE, AVA, BID.
 
-File names and columns are those of the authors' own copies.
+File names and columns are those of the authors' own copies; `attriqa.data.datasets.Reader` says what all readers share.
 """
 
 import hashlib
@@ -57,12 +57,7 @@ def read_clive(root: Path | str, /, *, allow_missing: bool = False) -> Dataset:
     Ghadiyaram and Bovik, IEEE TIP 2016. The first seven entries showed observers what to do and are left out. Files
     with the same bytes (246 and 333 are the same picture) share a group.
 
-    Args:
-        root: the folder ``ChallengeDB_release``.
-        allow_missing: leave out images that are not there; ``missing`` of the result names them.
-
-    Raises:
-        DatasetError: a label file or an image that the labels name is missing, or the label files disagree.
+    The root is the folder ``ChallengeDB_release``.
     """
     root = Path(root)
     names = read_mat(find_labels(_CLIVE, root, "Data/AllImages_release.mat"), "AllImages_release")
@@ -91,13 +86,7 @@ def read_koniq(
     without it the scores are column ``MOS_zscore`` of ``koniq10k_scores_and_distributions.csv``, which is on the same
     scale (its column ``MOS``, on 1..5, is not used), and ``split`` is None.
 
-    Args:
-        root: the folder that holds them.
-        size: which copy of the images; by default the larger one that is there.
-        allow_missing: leave out images that are not there; ``missing`` of the result names them.
-
-    Raises:
-        DatasetError: a label file or an image that the labels name is missing or malformed.
+    ``size`` says which copy of the images; by default the larger one that is there.
     """
     root = Path(root)
     labels = find_labels(_KONIQ, root, "koniq10k_distributions_sets.csv", "koniq10k_scores_and_distributions.csv")
@@ -122,14 +111,6 @@ def read_spaq(root: Path | str, /, *, allow_missing: bool = False) -> Dataset:
 
     Fang et al., CVPR 2020. ``attributes`` are as they stand in the file. A high ``noisiness`` should mean a clean
     photo, as it does for our heads; where it runs against MOS a warning says that this copy has it the other way.
-
-    Args:
-        root: the folder with ``Annotations`` and ``TestImage``.
-        allow_missing: leave out images that are not there; ``missing`` of the result names them.
-
-    Raises:
-        DatasetError: the label file or an image that it names is missing or malformed.
-        ImportError: pandas or openpyxl is not installed.
     """
     root = Path(root)
     labels = find_labels(_SPAQ, root, "Annotations/MOS and Image attribute scores.xlsx")
@@ -151,13 +132,6 @@ def read_flive(root: Path | str, /, *, allow_missing: bool = False) -> Dataset:
 
     Ying et al., CVPR 2020. The official split: photos of at most 640 px are for training or, where ``is_valid`` says
     so, validation; larger ones are the test. Where its two files are there, a photo that neither names has no split.
-
-    Args:
-        root: the folder with ``labels_image.csv`` and ``database``.
-        allow_missing: leave out images that are not there; ``missing`` of the result names them.
-
-    Raises:
-        DatasetError: a label file or an image that the labels name is missing or malformed.
     """
     root = Path(root)
     labels = find_labels(_FLIVE, root, "labels_image.csv")
@@ -195,13 +169,6 @@ def read_ava(root: Path | str, /, *, allow_missing: bool = False) -> Dataset:
 
     Murray et al., CVPR 2012. Images named in ``generic_test.jpgl`` are the official test, the others are for training;
     without that list ``split`` is None. Many copies lack a few images: ``allow_missing``.
-
-    Args:
-        root: the folder with ``AVA.txt``.
-        allow_missing: leave out images that are not there; ``missing`` of the result names them.
-
-    Raises:
-        DatasetError: a label file or an image that the labels name is missing or malformed.
     """
     root = Path(root)
     labels = find_labels(_AVA, root, "AVA.txt")
@@ -224,14 +191,6 @@ def read_bid(root: Path | str, /, *, allow_missing: bool = False) -> Dataset:
     """BID: 586 photos with realistic blur, MOS on 0..5.
 
     Ciancio et al., IEEE TIP 2011.
-
-    Args:
-        root: the folder with ``DatabaseGrades.xlsx``.
-        allow_missing: leave out images that are not there; ``missing`` of the result names them.
-
-    Raises:
-        DatasetError: the label file or an image that it names is missing or malformed.
-        ImportError: pandas or openpyxl is not installed.
     """
     root = Path(root)
     labels = find_labels(_BID, root, "DatabaseGrades.xlsx")

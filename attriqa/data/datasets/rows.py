@@ -87,20 +87,20 @@ class Images:
 
     def path(self, name: str) -> Path:
         """Where the file of that name (``/`` between folders) is, or would be; ``absent`` then remembers it."""
-        found = self._find(name)
-        if found is None:
-            found = self.root / name
-            self.absent[found] = name
-        return found
+        path = self._find(name)
+        if path is None:
+            path = self.root / name
+            self.absent[path] = name
+        return path
 
     def absolute_path(self, name: str) -> Path:
         """As `path`, of a name that may be absolute and is then taken as it is written."""
-        found = Path(name)
-        if not found.is_absolute():
-            return self.path(found.as_posix())
-        if not found.is_file():
-            self.absent[found] = name
-        return found
+        path = Path(name)
+        if not path.is_absolute():
+            return self.path(path.as_posix())
+        if not path.is_file():
+            self.absent[path] = name
+        return path
 
     def __contains__(self, name: str) -> bool:
         return self._find(name) is not None

@@ -6,49 +6,13 @@ a map from the 33 to eleven classes; MP-IQE (Pan et al., "Multi-Modal Prompt Lea
 Assessment", 2024) learns from the same classes under other names.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from attriqa.distortions.classes import SCENES
+from attriqa.data.datasets.label_files import number, read_text
+from attriqa.distortions.classes import CLASS_OF_ANNOTATION, CLASS_OF_TYPE, SCENES
 
-# What the files call distortions, by LIQE's class of them.
-_ANNOTATED: Mapping[str, tuple[str, ...]] = {
-    "blur": ("gaussian blur", "lens", "motion", "shifting", "realistic blur"),
-    "color": ("diffusion", "oversaturation", "desaturation"),
-    "contrast": ("contrast", "sharpness", "realistic contrast change"),
-    "jpeg compression": ("jpeg compression",),
-    "jpeg2000 compression": ("jpeg2000 compression", "fastfading"),
-    "noise": (
-        *("white noise", "fnoise", "white with color", "impulse", "multiplicative", "white noise with denoise"),
-        "realistic noise",
-    ),
-    "overexposure": ("brighten", "overexposure"),
-    "quantization": ("color quantization", "quantization"),
-    "underexposure": ("darken", "underexposure"),
-    "spatial": ("jitter", "noneccentricity patch", "pixelate", "color blocking"),
-    "other": ("shifting the mean", "other realistic"),
-}
-# What data sets themselves call theirs (KADID-10k, CSIQ, LIVE), by the class that LIQE gives them.
-_TYPES: Mapping[str, tuple[str, ...]] = {
-    "blur": ("gaussian_blur", "lens_blur", "motion_blur", "color_shift", "blur", "gblur"),
-    "color": ("color_diffusion", "color_saturation_1", "color_saturation_2"),
-    "contrast": ("high_sharpen", "contrast_change", "contrast"),
-    "jpeg compression": ("jpeg",),
-    "jpeg2000 compression": ("jpeg2000", "jp2k", "fastfading"),
-    "noise": (
-        *("white_noise", "white_noise_cc", "impulse_noise", "multiplicative_noise", "denoise"),
-        *("awgn", "fnoise", "wn"),
-    ),
-    "overexposure": ("brighten",),
-    "quantization": ("color_quantization", "quantization"),
-    "underexposure": ("darken",),
-    "spatial": ("jitter", "non_eccentricity_patch", "pixelate", "color_block"),
-    "other": ("mean_shift",),
-}
-_CLASS_OF = {word: kind for kind, words in _ANNOTATED.items() for word in words}
-_CLASS_OF_TYPE = {word: kind for kind, words in _TYPES.items() for word in words}
 _FIELDS = 6  # path, score, distortion, three scenes
 _NO_SCENE = "invalid"
 
@@ -58,7 +22,7 @@ class Annotation(NamedTuple):
 
     name: str  # path below the data set's root
     score: float  # higher is better, on a scale of the file's own
-    distortion: str  # a key of `DISTORTIONS`
+    distortion: str  # a key of `DISTORTION_CLASSES`
     scenes: tuple[str, ...]  # one to three keys of `SCENES`
 
 
@@ -78,22 +42,18 @@ def read_annotations(paths: Sequence[Path], *, fix_fastfading: bool = True) -> l
             line are named.
         OSError: a file cannot be read.
     """
-    found: dict[str, tuple[str, Annotation]] = {}
+    entries: dict[str, tuple[str, Annotation]] = {}
     for path in paths:
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: expected a UTF-8 text file ({error})") from error
-        for number, line in enumerate(lines, 1):
+        for index, line in enumerate(read_text(path).splitlines(), 1):
             if line.strip():
-                place = f"{path} line {number}"
+                place = f"{path} line {index}"
                 entry = _parsed(place, line, fix_fastfading)
-                first, other = found.setdefault(entry.name, (place, entry))
+                first, other = entries.setdefault(entry.name, (place, entry))
                 if other != entry:
                     raise ValueError(f"{place}: {entry.name} is annotated in another way than in {first}")
-    if not found:
+    if not entries:
         raise ValueError(f"labels: expected annotations, got none in {', '.join(map(str, paths)) or 'no file'}")
-    return [entry for _, entry in found.values()]
+    return [entry for _, entry in entries.values()]
 
 
 def _parsed(place: str, line: str, fix_fastfading: bool) -> Annotation:
@@ -103,21 +63,15 @@ def _parsed(place: str, line: str, fix_fastfading: bool) -> Annotation:
             f"{place}: expected a path, a score, a distortion and three scenes, parted by tabs, got {line[:80]!r}"
         )
     name, score, kind, *words = fields
-    if kind not in _CLASS_OF:
-        raise ValueError(f"{place}: expected a distortion among {', '.join(_CLASS_OF)}, got {kind!r}")
+    if kind not in CLASS_OF_ANNOTATION:
+        raise ValueError(f"{place}: expected a distortion among {', '.join(CLASS_OF_ANNOTATION)}, got {kind!r}")
     scenes = tuple(dict.fromkeys(word for word in words if word != _NO_SCENE))
     unknown = [word for word in scenes if word not in SCENES]
     if unknown or not scenes:
         got = ", ".join(map(repr, unknown)) or "none"
         raise ValueError(f"{place}: expected one to three scenes among {', '.join(SCENES)}, got {got}")
     faded = fix_fastfading and name.startswith("fastfading/")
-    try:
-        value = float(score)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{place}: expected a score, got {score!r}")
-    return Annotation(name, value, _CLASS_OF["fastfading" if faded else kind], scenes)
+    return Annotation(name, number(place, "score", score), CLASS_OF_ANNOTATION["fastfading" if faded else kind], scenes)
 
 
 def match(annotations: Sequence[Annotation], paths: Sequence[Path]) -> list[Annotation | None]:
@@ -145,12 +99,12 @@ def match(annotations: Sequence[Annotation], paths: Sequence[Path]) -> list[Anno
             break
     if len(known) < len(annotations):
         raise ValueError(f"labels: {len(annotations) - len(known)} annotations are of files with the name of another")
-    found = [known.get(_key(path, depth)) for path in paths]
+    matched = [known.get(_key(path, depth)) for path in paths]
     seen: dict[str, Path] = {}
-    for path, entry in zip(paths, found, strict=True):
+    for path, entry in zip(paths, matched, strict=True):
         if entry is not None and seen.setdefault(entry.name, path) != path:
             raise ValueError(f"labels: {seen[entry.name]} and {path} cannot be told apart; both are {entry.name}")
-    return found
+    return matched
 
 
 def _key(path: Path | PurePosixPath, depth: int) -> tuple[str, ...]:
@@ -158,9 +112,9 @@ def _key(path: Path | PurePosixPath, depth: int) -> tuple[str, ...]:
 
 
 def class_of_type(name: str | None) -> str | None:
-    """LIQE's class (a key of `DISTORTIONS`) of what a data set calls a distortion; None where it gives none.
+    """LIQE's class (a key of `DISTORTION_CLASSES`) of what a data set calls a distortion; None where it gives none.
 
     Args:
         name: ``distortion`` of a row of KADID-10k, CSIQ or LIVE; case does not count.
     """
-    return None if name is None else _CLASS_OF_TYPE.get(name.casefold())
+    return None if name is None else CLASS_OF_TYPE.get(name.casefold())

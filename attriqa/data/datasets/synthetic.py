@@ -1,6 +1,7 @@
 """Pristine images and what was done to them: KADID-10k, TID2013, CSIQ, LIVE, PIPAL, LVQ; and images made by AI.
 
-File names and columns are those of the authors' own copies. The group of a row is its reference.
+File names and columns are those of the authors' own copies; `attriqa.data.datasets.Reader` says what all readers share.
+The group of a row is its reference.
 """
 
 import re
@@ -9,23 +10,10 @@ from pathlib import Path
 
 from attriqa.data.datasets.label_files import find_labels, number, read_fields, read_mat, read_sheet, read_table
 from attriqa.data.datasets.rows import Dataset, DatasetError, Images, Kind, Row, complete
+from attriqa.distortions import DISTORTION_KEYS
+from attriqa.distortions.classes import CSIQ_TYPES, LIVE_TYPES, TID2013_TYPES
 
-KADID_TYPES = (
-    "gaussian_blur", "lens_blur", "motion_blur", "color_diffusion", "color_shift", "color_quantization",
-    "color_saturation_1", "color_saturation_2", "jpeg2000", "jpeg", "white_noise", "white_noise_cc", "impulse_noise",
-    "multiplicative_noise", "denoise", "brighten", "darken", "mean_shift", "jitter", "non_eccentricity_patch",
-    "pixelate", "quantization", "color_block", "high_sharpen", "contrast_change",
-)  # fmt: skip
-TID2013_TYPES = (
-    "additive_gaussian_noise", "color_component_noise", "spatially_correlated_noise", "masked_noise",
-    "high_frequency_noise", "impulse_noise", "quantization_noise", "gaussian_blur", "denoising", "jpeg", "jpeg2000",
-    "jpeg_transmission_errors", "jpeg2000_transmission_errors", "non_eccentricity_pattern", "local_block_wise",
-    "mean_shift", "contrast_change", "saturation_change", "multiplicative_noise", "comfort_noise",
-    "lossy_compression_of_noisy_images", "color_quantization_with_dither", "chromatic_aberrations", "sparse_sampling",
-)  # fmt: skip
-CSIQ_TYPES = ("AWGN", "BLUR", "contrast", "fnoise", "JPEG", "jpeg2000")  # as file names say
-LIVE_TYPES = {"jp2k": 227, "jpeg": 233, "wn": 174, "gblur": 174, "fastfading": 174}  # images of each, references too
-
+KADID_TYPES = DISTORTION_KEYS  # in the order of the numbers in file names
 _KADID = Kind("KADID-10k", (1.0, 5.0), "ROOT/dmos.csv, ROOT/images/*.png", synthetic=True)
 _TID2013 = Kind(
     "TID2013",
@@ -73,13 +61,6 @@ def read_kadid(root: Path | str, /, *, allow_missing: bool = False) -> Dataset:
     """KADID-10k: 81 references x 25 distortions x 5 levels, scores on 1..5.
 
     Lin et al., QoMEX 2019. The column is called ``dmos`` and yet higher is better.
-
-    Args:
-        root: the folder ``kadid10k``.
-        allow_missing: leave out images that are not there; ``missing`` of the result names them.
-
-    Raises:
-        DatasetError: the label file or an image that it names is missing or malformed.
     """
     root = Path(root)
     images = Images(root / "images")
@@ -96,13 +77,6 @@ def read_tid2013(root: Path | str, /, *, allow_missing: bool = False) -> Dataset
 
     Ponomarenko et al., Signal Processing: Image Communication 2015. Files are found whatever the case of their names,
     which differs between copies.
-
-    Args:
-        root: the folder ``tid2013``.
-        allow_missing: leave out images that are not there; ``missing`` of the result names them.
-
-    Raises:
-        DatasetError: the label file or an image that it names is missing or malformed.
     """
     root = Path(root)
     images = Images(root)
@@ -117,10 +91,10 @@ def read_tid2013(root: Path | str, /, *, allow_missing: bool = False) -> Dataset
 
 def _code(place: str, name: str, pattern: str, types: tuple[str, ...]) -> tuple[str, int]:
     """Type and level out of a file name that numbers them."""
-    found = re.fullmatch(pattern, name)
-    if not found or not 1 <= int(found[1]) <= len(types) or not 1 <= int(found[2]) <= 5:
+    match = re.fullmatch(pattern, name)
+    if not match or not 1 <= int(match[1]) <= len(types) or not 1 <= int(match[2]) <= 5:
         raise DatasetError(f"{place}: {name[:80]!r} names no distortion of 1 to {len(types)} and level of 1 to 5")
-    return types[int(found[1]) - 1], int(found[2])
+    return types[int(match[1]) - 1], int(match[2])
 
 
 def read_csiq(root: Path | str, /, *, allow_missing: bool = False) -> Dataset:
@@ -128,14 +102,6 @@ def read_csiq(root: Path | str, /, *, allow_missing: bool = False) -> Dataset:
 
     Larson and Chandler, JEI 2010. Labels: the official sheet, or one of the text files made from it. Folders are found
     whatever their case.
-
-    Args:
-        root: the folder with ``src_imgs`` and ``dst_imgs``.
-        allow_missing: leave out images that are not there; ``missing`` of the result names them.
-
-    Raises:
-        DatasetError: a label file or an image that it names is missing or malformed.
-        ImportError: the labels are an Excel sheet, and pandas or openpyxl is not installed.
     """
     root = Path(root)
     images = Images(root)
@@ -143,13 +109,13 @@ def read_csiq(root: Path | str, /, *, allow_missing: bool = False) -> Dataset:
     types = {name.casefold(): name for name in CSIQ_TYPES}
     rows = []
     for place, name, score in _csiq_scores(root):
-        found = re.fullmatch(r"(.+)\.(\w+)\.([1-5])\.png", name)
-        if not found or found[2].casefold() not in types:
+        match = re.fullmatch(r"(.+)\.(\w+)\.([1-5])\.png", name)
+        if not match or match[2].casefold() not in types:
             raise DatasetError(f"{place}: expected a name REFERENCE.TYPE.LEVEL.png, got {name[:80]!r}")
-        kind = types[found[2].casefold()]
+        kind = types[match[2].casefold()]
         path = images.path(f"dst_imgs_all/{name}" if flat else f"dst_imgs/{kind}/{name}")
-        ref = images.path(f"src_imgs/{found[1]}.png")
-        rows.append(Row(path, score, found[1].lower(), ref, kind, int(found[3])))
+        ref = images.path(f"src_imgs/{match[1]}.png")
+        rows.append(Row(path, score, match[1].lower(), ref, kind, int(match[3])))
     return complete(_CSIQ, rows, images, allow_missing=allow_missing)
 
 
@@ -175,13 +141,6 @@ def read_live(root: Path | str, /, *, allow_missing: bool = False) -> Dataset:
 
     Sheikh et al., IEEE TIP 2006. The 203 copies of references among the 982 images (``orgs``) are left out. There are
     no levels: ``level`` is the physical parameter in ``<type>/info.txt``, or None where that file is not there.
-
-    Args:
-        root: the folder ``databaserelease2``.
-        allow_missing: leave out images that are not there; ``missing`` of the result names them.
-
-    Raises:
-        DatasetError: a label file or an image that it names is missing or malformed, or the label files disagree.
     """
     root = Path(root)
     labels = find_labels(_LIVE, root, "dmos_realigned.mat")
@@ -221,28 +180,21 @@ def read_pipal(root: Path | str, /, *, allow_missing: bool = False) -> Dataset:
 
     Gu et al., ECCV 2020. ``distortion`` is the first number of the file name; the second counts within it and is no
     level.
-
-    Args:
-        root: the folder with ``Train_Label``.
-        allow_missing: leave out images that are not there; ``missing`` of the result names them.
-
-    Raises:
-        DatasetError: there is no label file, or one or an image that it names is missing or malformed.
     """
     root = Path(root)
     files = sorted((root / "Train_Label").glob("*.txt"))
     if not files:
-        raise DatasetError(f"{root / 'Train_Label'}: no *.txt found; the layout of PIPAL is {_PIPAL.layout}")
+        raise DatasetError(f"{root / 'Train_Label'}: no *.txt match; the layout of PIPAL is {_PIPAL.layout}")
     images = Images(root)
     folders = [name for name in _PIPAL_FOLDERS if (root / name).is_dir()] or ["Dist_Imgs"]
     rows = []
     for place, (name, score) in (record for file in files for record in read_fields(file, 2, ",")):
-        found = re.fullmatch(r"(A\d+)_(\d+)_\d+\.bmp", name)
-        if not found:
+        match = re.fullmatch(r"(A\d+)_(\d+)_\d+\.bmp", name)
+        if not match:
             raise DatasetError(f"{place}: expected a name like A0001_00_00.bmp, got {name[:80]!r}")
         folder = next((folder for folder in folders if f"{folder}/{name}" in images), folders[0])
-        ref = images.path(f"Train_Ref/{found[1]}.bmp")
-        rows.append(Row(images.path(f"{folder}/{name}"), number(place, "score", score), found[1], ref, found[2]))
+        ref = images.path(f"Train_Ref/{match[1]}.bmp")
+        rows.append(Row(images.path(f"{folder}/{name}"), number(place, "score", score), match[1], ref, match[2]))
     return complete(_PIPAL, rows, images, allow_missing=allow_missing)
 
 
@@ -252,12 +204,7 @@ def read_lvq(root: Path | str, /, *, allow_missing: bool = False) -> Dataset:
     Khan et al., ICIP 2020. Its own layout is not public: a manifest says what is where. The group is the reference
     video: column ``video`` where there is one, else the folder of ``ref``.
 
-    Args:
-        root: the manifest, or a folder with ``manifest.csv``.
-        allow_missing: leave out images that are not there; ``missing`` of the result names them.
-
-    Raises:
-        DatasetError: the manifest or an image that it names is missing or malformed.
+    The root is the manifest, or a folder with ``manifest.csv``.
     """
     root = Path(root)
     labels = root if root.is_file() else find_labels(_LVQ, root, "manifest.csv")
@@ -282,13 +229,6 @@ def read_agiqa(root: Path | str, /, *, allow_missing: bool = False) -> Dataset:
 
     Li et al., IEEE TCSVT 2023. The group is the prompt. For zero-shot numbers use ``evals/agiqa.py``, which also looks
     within prompts and generators.
-
-    Args:
-        root: the folder with ``data.csv`` and the images.
-        allow_missing: leave out images that are not there; ``missing`` of the result names them.
-
-    Raises:
-        DatasetError: the label file or an image that it names is missing or malformed.
     """
     root = Path(root)
     images = Images(root)

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from attriqa.distortions.kadid import per_image
 from attriqa.distortions.kadid.colorspaces import lab_to_rgb, rgb_to_lab
 from attriqa.distortions.kadid.filters import correlate, gaussian
 
@@ -15,47 +16,27 @@ SHARPEN_SIGMA = 3.0  # px, of the unsharp mask
 
 
 def gaussian_blur(images: Tensor, values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """#1: Gaussian blur of each channel, truncated at ``ceil(2 sigma)`` pixels.
-
-    Args:
-        images: ``(B, 3, H, W)`` in [0, 1].
-        values: ``(B,)`` standard deviations in pixels.
-        generators: not used.
-
-    Returns:
-        ``(B, 3, H, W)``.
-    """
+    """#1: Gaussian blur of each channel, truncated at ``ceil(2 sigma)`` pixels; a value is sigma in pixels."""
     return gaussian(images, values.tolist())
 
 
 def lens_blur(images: Tensor, values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """#2: the mean over a disk around each pixel, as a lens out of focus gives it (see `disk_kernel`).
+    """#2: the mean over a disk around each pixel, as a lens out of focus gives it.
 
-    Args:
-        images: ``(B, 3, H, W)`` in [0, 1].
-        values: ``(B,)`` radii in pixels, whole numbers.
-        generators: not used.
+    A value is the disk's radius, whole pixels.
 
-    Returns:
-        ``(B, 3, H, W)``.
-
-    Source: MATLAB's ``fspecial('disk', radius)``, as KADIS-700k calls it.
+    Source: MATLAB's ``fspecial('disk', radius)`` (see `disk_kernel`), as KADIS-700k calls it.
     """
     return correlate(images, [disk_kernel(round(radius)) for radius in values.tolist()])
 
 
 def motion_blur(images: Tensor, values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """#3: the mean along a line of random direction, as a moving camera gives it (see `motion_kernel`).
+    """#3: the mean along a line of random direction, as a moving camera gives it.
 
-    Args:
-        images: ``(B, 3, H, W)`` in [0, 1].
-        values: ``(B,)`` lengths of the line in pixels; 1 changes nothing.
-        generators: one per image; each draws its angle, a whole number of 0 to 180 degrees.
+    A value is the line's length in pixels; 1 changes nothing. Each generator draws the angle, a whole number of 0 to
+    180 degrees.
 
-    Returns:
-        ``(B, 3, H, W)``.
-
-    Source: MATLAB's ``fspecial('motion', length, angle)``, as KADIS-700k calls it.
+    Source: MATLAB's ``fspecial('motion', length, angle)`` (see `motion_kernel`), as KADIS-700k calls it.
     """
     angles = [int(torch.randint(181, (), generator=generator)) for generator in generators]
     kernels = [motion_kernel(length, angle) for length, angle in zip(values.tolist(), angles, strict=True)]
@@ -65,20 +46,12 @@ def motion_blur(images: Tensor, values: Tensor, generators: Sequence[torch.Gener
 def high_sharpen(images: Tensor, values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """#24: unsharp masking of CIELAB's L, ``L + amount (L - blurred L)`` with a Gaussian of sigma 3 px.
 
-    Args:
-        images: ``(B, 3, H, W)`` in [0, 1].
-        values: ``(B,)`` amounts.
-        generators: not used.
-
-    Returns:
-        ``(B, 3, H, W)`` in [0, 1].
-
     Source: MATLAB's ``imsharpen(image, Radius=3, Amount=amount, Threshold=0)``, as KADIS-700k calls it.
     """
     lab = rgb_to_lab(images)
     light = lab[:, :1]
     detail = gaussian(light, [SHARPEN_SIGMA] * len(images)).neg_().add_(light)
-    light += detail.mul_(values.to(images)[:, None, None, None])
+    light += detail.mul_(per_image(values, images))
     return lab_to_rgb(lab).clamp_(0, 1)
 
 

@@ -8,6 +8,7 @@ result does not depend on their number.
 import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,45 +42,28 @@ def through_pictures(images: Tensor, values: Tensor, change: Callable[[Image.Ima
 
 
 def jpeg2000(images: Tensor, values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """#9: JPEG 2000 at a compression ratio, with the irreversible wavelet (9/7) and one quality layer.
+    """#9: JPEG 2000, with the irreversible wavelet (9/7) and one quality layer; multiples of 1/255.
 
-    Args:
-        images: ``(B, 3, H, W)`` in [0, 1].
-        values: ``(B,)`` compression ratios: bytes of the 8-bit picture by those of the file.
-        generators: not used.
+    A value is the compression ratio: bytes of the 8-bit picture by those of the file.
 
-    Returns:
-        ``(B, 3, H, W)``, multiples of 1/255.
-
-    Source: KADIS-700k, ``imdist_generator.m``: MATLAB's ``imwrite(..., 'CompressionRatio', r)``.
+    Source: MATLAB's ``imwrite(..., 'CompressionRatio', r)``, as KADIS-700k calls it.
     """
-    return through_pictures(images, values, _jpeg2000)
-
-
-def _jpeg2000(picture: Image.Image, ratio: float) -> Image.Image:
-    file = io.BytesIO()
-    options = {"quality_mode": "rates", "quality_layers": [ratio], "irreversible": True}
-    picture.save(file, "JPEG2000", **options)
-    return Image.open(file)
+    options = {"quality_mode": "rates", "irreversible": True}
+    return through_pictures(images, values, lambda p, ratio: _coded(p, "JPEG2000", quality_layers=[ratio], **options))
 
 
 def jpeg(images: Tensor, values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """#10: JPEG at a quality, chroma at half resolution (4:2:0).
+    """#10: JPEG, chroma at half resolution (4:2:0); multiples of 1/255.
 
-    Args:
-        images: ``(B, 3, H, W)`` in [0, 1].
-        values: ``(B,)`` qualities of libjpeg, 1 to 95, whole numbers.
-        generators: not used.
+    A value is the quality of libjpeg, a whole number of 1 to 95.
 
-    Returns:
-        ``(B, 3, H, W)``, multiples of 1/255.
-
-    Source: KADIS-700k, ``imdist_generator.m``: MATLAB's ``imwrite(..., 'Quality', q)``.
+    Source: MATLAB's ``imwrite(..., 'Quality', q)``, as KADIS-700k calls it.
     """
-    return through_pictures(images, values, _jpeg)
+    options = {"subsampling": "4:2:0"}
+    return through_pictures(images, values, lambda p, quality: _coded(p, "JPEG", quality=round(quality), **options))
 
 
-def _jpeg(picture: Image.Image, quality: float) -> Image.Image:
+def _coded(picture: Image.Image, format: str, **options: Any) -> Image.Image:  # noqa: A002 (Pillow's word)
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=round(quality), subsampling="4:2:0")
+    picture.save(file, format, **options)
     return Image.open(file)

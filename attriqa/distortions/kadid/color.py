@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attriqa.distortions.kadid import per_image
 from attriqa.distortions.kadid.colorspaces import lab_to_rgb, rgb_to_lab
 from attriqa.distortions.kadid.filters import gaussian
 
@@ -15,18 +16,9 @@ _GRAY = (0.2989, 0.5870, 0.1140)  # MATLAB's rgb2gray
 
 
 def color_diffusion(images: Tensor, values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """#4: CIELAB's a and b are blurred with a Gaussian of sigma ``1.5 v + 2`` px and multiplied by ``v``.
-
-    Args:
-        images: ``(B, 3, H, W)`` in [0, 1].
-        values: ``(B,)`` amounts ``v``.
-        generators: not used.
-
-    Returns:
-        ``(B, 3, H, W)`` in [0, 1].
-    """
+    """#4: CIELAB's a and b are blurred with a Gaussian of sigma ``1.5 v + 2`` px and multiplied by ``v``."""
     lab = rgb_to_lab(images)
-    lab[:, 1:] = gaussian(lab[:, 1:], (1.5 * values + 2).tolist()).mul_(_per_image(values, images))
+    lab[:, 1:] = gaussian(lab[:, 1:], (1.5 * values + 2).tolist()).mul_(per_image(values, images))
     return lab_to_rgb(lab).clamp_(0, 1)
 
 
@@ -34,16 +26,8 @@ def color_shift(images: Tensor, values: Tensor, generators: Sequence[torch.Gener
     """#5: where there are edges, green gives way to green from up to ``v`` pixels above and to the left.
 
     ``G + e (shifted G - G)``; ``e`` in [0, 1] is the length of gray's gradient (central differences), smoothed, and
-    stretched over its range without the lowest tenth and the 1 % at either end.
-
-    Args:
-        images: ``(B, 3, H, W)`` in [0, 1].
-        values: ``(B,)`` lengths ``v`` of the shift in pixels.
-        generators: one per image; each draws two uniform numbers: the shift's direction, down and right, before it is
-            scaled to the length and rounded to pixels.
-
-    Returns:
-        ``(B, 3, H, W)``.
+    stretched over its range without the lowest tenth and the 1 % at either end. Each generator draws two uniform
+    numbers: the shift's direction, down and right, before it is scaled to the length ``v`` and rounded to pixels.
     """
     out = images.clone(memory_format=torch.contiguous_format)
     height, width = images.shape[-2:]
@@ -91,33 +75,12 @@ def color_saturation_1(images: Tensor, values: Tensor, generators: Sequence[torc
 
     With hue and V kept, each channel ``c`` of a colour of saturation S is ``V (1 - S t)``, with ``t`` of the hue alone:
     so it becomes ``V + factor (c - V)``. A negative factor turns the hue around, weakly, and brightens.
-
-    Args:
-        images: ``(B, 3, H, W)`` in [0, 1].
-        values: ``(B,)`` factors.
-        generators: not used.
-
-    Returns:
-        ``(B, 3, H, W)`` in [0, 1].
     """
-    return torch.lerp(images.amax(1, keepdim=True), images, _per_image(values, images))
+    return torch.lerp(images.amax(1, keepdim=True), images, per_image(values, images))
 
 
 def color_saturation_2(images: Tensor, values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """#8: CIELAB's a and b are multiplied by a factor.
-
-    Args:
-        images: ``(B, 3, H, W)`` in [0, 1].
-        values: ``(B,)`` factors; 1 changes nothing.
-        generators: not used.
-
-    Returns:
-        ``(B, 3, H, W)`` in [0, 1].
-    """
+    """#8: CIELAB's a and b are multiplied by a factor; 1 changes nothing."""
     lab = rgb_to_lab(images)
-    lab[:, 1:] *= _per_image(values, images)
+    lab[:, 1:] *= per_image(values, images)
     return lab_to_rgb(lab).clamp_(0, 1)
-
-
-def _per_image(values: Tensor, like: Tensor) -> Tensor:
-    return values.to(like)[:, None, None, None]

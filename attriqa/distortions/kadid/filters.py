@@ -4,6 +4,7 @@ An image is filtered by itself, so that nothing depends on what else is in the b
 shift, which on a CPU is several times faster than a convolution of single channels; many go by a Fourier transform.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -25,15 +26,7 @@ def gaussian(images: Tensor, sigmas: Sequence[float]) -> Tensor:
     Returns:
         ``(B, C, H, W)``.
     """
-    out = torch.empty_like(images, memory_format=torch.contiguous_format)
-    for image, sigma, result in zip(images, sigmas, out, strict=True):
-        taps = gaussian_taps(sigma)
-        if 2 * len(taps) > MOST_SHIFTS:
-            result.copy_(_by_fourier(image, taps[:, None], taps[None]))
-        else:
-            down = _by_shifts(image, taps[:, None])
-            result.copy_(_by_shifts(down, taps[None]))
-    return out
+    return _filter(images, [(taps[:, None], taps[None]) for taps in map(gaussian_taps, sigmas)])
 
 
 def gaussian_taps(sigma: float) -> Tensor:
@@ -53,12 +46,17 @@ def correlate(images: Tensor, kernels: Sequence[Tensor]) -> Tensor:
     Returns:
         ``(B, C, H, W)``.
     """
+    return _filter(images, [(kernel,) for kernel in kernels])
+
+
+def _filter(images: Tensor, kernels: Sequence[tuple[Tensor, ...]]) -> Tensor:
+    """Correlate each image with its kernels, one after another, by the quicker way."""
     out = torch.empty_like(images, memory_format=torch.contiguous_format)
-    for image, kernel, result in zip(images, kernels, out, strict=True):
-        if int(kernel.count_nonzero()) > MOST_SHIFTS:
-            result.copy_(_by_fourier(image, kernel))
+    for image, its, result in zip(images, kernels, out, strict=True):
+        if sum(int(kernel.count_nonzero()) for kernel in its) > MOST_SHIFTS:
+            result.copy_(_by_fourier(image, *its))
         else:
-            result.copy_(_by_shifts(image, kernel))
+            result.copy_(functools.reduce(_by_shifts, its, image))
     return out
 
 

@@ -1,8 +1,4 @@
-"""Noise, and what is left after its removal (KADID-10k #11 to #15).
-
-Every draw is made on the CPU, by the generator of the image that it is for, whatever the images' dtype: the same seed
-gives the same noise on any device and in any batch. ``generators`` has one CPU generator per image.
-"""
+"""Noise, and what is left after its removal (KADID-10k #11 to #15)."""
 
 import math
 from collections.abc import Sequence
@@ -10,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from attriqa.distortions.kadid import per_image
 from attriqa.distortions.kadid.colorspaces import rgb_to_ycbcr, ycbcr_to_rgb
 
 TV_WEIGHT = 0.7  # of the noise's standard deviation: near the best PSNR on photos at each of the five levels
@@ -17,17 +14,9 @@ TV_STEPS = 12
 
 
 def white_noise(images: Tensor, values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """#11: independent Gaussian noise in R, G and B.
+    """#11: independent Gaussian noise in R, G and B, not clipped.
 
-    Args:
-        images: ``(B, 3, H, W)`` in [0, 1].
-        values: ``(B,)`` variances.
-        generators: one per image; each draws ``(3, H, W)`` standard normals.
-
-    Returns:
-        ``(B, 3, H, W)``, not clipped.
-
-    Source: KADIS-700k, ``imdist_generator.m``.
+    A value is the variance. Each generator draws ``(3, H, W)`` standard normals.
     """
     return _gaussian(images, values, generators).add_(images)
 
@@ -35,15 +24,8 @@ def white_noise(images: Tensor, values: Tensor, generators: Sequence[torch.Gener
 def white_noise_cc(images: Tensor, values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """#12: independent Gaussian noise in Y, Cb and Cr (BT.601, studio swing), which are clipped to [0, 1].
 
-    Args:
-        images: ``(B, 3, H, W)`` in [0, 1].
-        values: ``(B,)`` variances, on the scale on which Y runs from 16/255 to 235/255.
-        generators: one per image; each draws ``(3, H, W)`` standard normals: Y, Cb, Cr.
-
-    Returns:
-        ``(B, 3, H, W)``, not clipped.
-
-    Source: KADIS-700k, ``imdist_generator.m``.
+    The result is not clipped. A value is the variance, on the scale on which Y runs from 16/255 to 235/255. Each
+    generator draws ``(3, H, W)`` standard normals: Y, Cb, Cr.
     """
     noise = _gaussian(images, values, generators)
     return ycbcr_to_rgb(noise.add_(rgb_to_ycbcr(images)).clamp_(0, 1))
@@ -52,16 +34,11 @@ def white_noise_cc(images: Tensor, values: Tensor, generators: Sequence[torch.Ge
 def impulse_noise(images: Tensor, values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """#13: salt and pepper; each channel of each pixel is hit by itself, as often by 0 as by 1.
 
-    Args:
-        images: ``(B, 3, H, W)`` in [0, 1].
-        values: ``(B,)`` densities above 0: the share of the channel elements that is replaced.
-        generators: one per image. Drawn are not hits and misses, element by element, but the distances from hit to hit,
-            which are geometric: as many as a batch of them needs to pass the end, and then a bit per hit, 0 or 1.
+    A value is the density above 0: the share of the channel elements that is replaced. Drawn are not hits and misses,
+    element by element, but the distances from hit to hit, which are geometric: as many as a batch of them needs to pass
+    the end, and then a bit per hit, 0 or 1.
 
-    Returns:
-        ``(B, 3, H, W)``.
-
-    Source: KADIS-700k, ``imdist_generator.m``: MATLAB's ``imnoise(..., 'salt & pepper', d)``.
+    Source: MATLAB's ``imnoise(..., 'salt & pepper', d)``, as KADIS-700k calls it.
     """
     out = images.clone(memory_format=torch.contiguous_format)
     for image, density, generator in zip(out, values.tolist(), generators, strict=True):
@@ -74,27 +51,22 @@ def impulse_noise(images: Tensor, values: Tensor, generators: Sequence[torch.Gen
 def _hits(count: int, density: float, generator: torch.Generator) -> Tensor:
     """Which of ``count`` elements are hit, each by itself with probability ``density``; increasing."""
     batch = math.ceil(count * density + 6 * math.sqrt(count * density) + 1)  # one is enough but for once in 10^9
-    last, found = -1.0, []
+    last, batches = -1.0, []
     while last < count:
         gaps = torch.empty(batch, dtype=torch.float64).geometric_(density, generator=generator)
-        found.append(gaps.cumsum(0).add_(last))
-        last = float(found[-1][-1])
-    hits = torch.cat(found)
+        batches.append(gaps.cumsum(0).add_(last))
+        last = float(batches[-1][-1])
+    hits = torch.cat(batches)
     return hits[hits < count].long()
 
 
 def multiplicative_noise(images: Tensor, values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """#14: speckle, ``I + n I`` with uniform ``n`` of mean 0, in R, G and B independently.
+    """#14: speckle, ``I + n I`` with uniform ``n`` of mean 0, in R, G and B independently; not clipped.
 
-    Args:
-        images: ``(B, 3, H, W)`` in [0, 1].
-        values: ``(B,)`` variances ``v`` of ``n``, which lies in ``(-sqrt(3 v), sqrt(3 v))``.
-        generators: one per image; each draws ``(3, H, W)`` uniform numbers ``1 + n``.
+    A value is the variance ``v`` of ``n``, which lies in ``(-sqrt(3 v), sqrt(3 v))``. Each generator draws
+    ``(3, H, W)`` uniform numbers ``1 + n``.
 
-    Returns:
-        ``(B, 3, H, W)``, not clipped.
-
-    Source: KADIS-700k, ``imdist_generator.m``: MATLAB's ``imnoise(..., 'speckle', v)``.
+    Source: MATLAB's ``imnoise(..., 'speckle', v)``, as KADIS-700k calls it.
     """
     factors = torch.empty(images.shape)
     for field, variance, generator in zip(factors, values.tolist(), generators, strict=True):
@@ -104,21 +76,13 @@ def multiplicative_noise(images: Tensor, values: Tensor, generators: Sequence[to
 
 
 def denoise(images: Tensor, values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """#15: white noise, clipped to [0, 1], and then removed from each channel by total variation.
+    """#15: white noise of variance ``v``, clipped to [0, 1], and then removed from each channel by total variation.
 
     KADIS-700k removes it with a DnCNN whose weights come with MATLAB. In its place stands the minimiser of Rudin, Osher
     and Fatemi, ``argmin_u |u - noisy|^2 / 2 + w TV(u)`` with ``w = 0.7 sqrt(v)`` (see `denoise_tv`): like the DnCNN's,
     its images have flat areas, lost texture and, at high levels, blotches where noise was taken for detail.
 
-    Args:
-        images: ``(B, 3, H, W)`` in [0, 1].
-        values: ``(B,)`` variances ``v`` of the noise.
-        generators: one per image; each draws ``(3, H, W)`` standard normals.
-
-    Returns:
-        ``(B, 3, H, W)`` in [0, 1].
-
-    Source: KADIS-700k, ``imdist_generator.m``, but for the denoiser.
+    Each generator draws ``(3, H, W)`` standard normals.
     """
     noisy = _gaussian(images, values, generators).add_(images).clamp_(0, 1)
     weights = TV_WEIGHT * values.sqrt()
@@ -145,7 +109,7 @@ def denoise_tv(images: Tensor, weights: Tensor, steps: int = TV_STEPS) -> Tensor
     Returns:
         ``(B, 3, H, W)``.
     """
-    weight = _per_image(weights, images)
+    weight = per_image(weights, images)
     noisy = (images / weight).contiguous()
     width = images.shape[-1]
     # The dual field is a vector (down, right) per pixel. It is 0 in the last row and in the last column: so the planes
@@ -183,10 +147,6 @@ def _ascend(current: Tensor, dual: Tensor, distance: int, out: Tensor) -> None:
     line, ascended = current.view(-1), out.view(-1)[:-distance]
     torch.add(dual.view(-1)[:-distance], line[distance:], alpha=1 / 8, out=ascended)
     ascended.sub_(line[:-distance], alpha=1 / 8)
-
-
-def _per_image(values: Tensor, like: Tensor) -> Tensor:
-    return values.to(like)[:, None, None, None]
 
 
 def _gaussian(images: Tensor, variances: Tensor, generators: Sequence[torch.Generator]) -> Tensor:

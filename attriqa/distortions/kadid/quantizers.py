@@ -15,21 +15,13 @@ Floats = NDArray[np.float64]
 
 
 def color_quantization(images: Tensor, values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """#6: as many colours as the level says, chosen by minimum variance, and Floyd-Steinberg dithering.
+    """#6: as many colours as the value says, 1 to 256, chosen by minimum variance, and Floyd-Steinberg dithering.
 
-    See `minimum_variance_palette`. Pillow dithers: 7, 3, 5 and 1 sixteenths of the error go to the right, below to the
-    left, below, and below to the right, row by row from the left; the nearest colour is looked up with 6 bits per
-    channel (MATLAB's ``rgb2ind`` does so with 5).
+    See `minimum_variance_palette`. Images are rounded to 8 bits, and results are multiples of 1/255. Pillow dithers: 7,
+    3, 5 and 1 sixteenths of the error go to the right, below to the left, below, and below to the right, row by row
+    from the left; the nearest colour is looked up with 6 bits per channel (MATLAB's ``rgb2ind`` does so with 5).
 
-    Args:
-        images: ``(B, 3, H, W)`` in [0, 1], rounded to 8 bits.
-        values: ``(B,)`` numbers of colours, 1 to 256.
-        generators: not used.
-
-    Returns:
-        ``(B, 3, H, W)``, multiples of 1/255.
-
-    Source: KADIS-700k, ``imdist_generator.m``: MATLAB's ``rgb2ind(image, n)``.
+    Source: MATLAB's ``rgb2ind(image, n)``, as KADIS-700k calls it.
     """
     return through_pictures(images, values, _with_colors)
 
@@ -107,18 +99,11 @@ def _cut(box: NDArray[np.intp], mass: Floats, values: Floats) -> list[NDArray[np
 def quantization(images: Tensor, values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """#22: fewer levels, the same for R, G and B, with thresholds between them by Otsu's method on all three pooled.
 
-    With thresholds ``t_1 < ... < t_N``: 0 up to and with ``t_1``, ``t_{k+1}`` above ``t_k`` up to and with ``t_{k+1}``,
-    1 above ``t_N``. See `otsu_thresholds`; the histogram's 256 bins end at the 8-bit levels, ``((k-1)/255, k/255]``.
+    With thresholds ``t_1 < ... < t_N``, N the value, 1 to 255: 0 up to and with ``t_1``, ``t_{k+1}`` above ``t_k`` up
+    to and with ``t_{k+1}``, 1 above ``t_N``: all of an image's values are among N + 1. See `otsu_thresholds`; the
+    histogram's 256 bins end at the 8-bit levels, ``((k-1)/255, k/255]``.
 
-    Args:
-        images: ``(B, 3, H, W)`` in [0, 1].
-        values: ``(B,)`` numbers of thresholds ``N``, 1 to 255.
-        generators: not used.
-
-    Returns:
-        ``(B, 3, H, W)``; all of an image's values are among ``N + 1``.
-
-    Source: KADIS-700k, ``imdist_generator.m``: MATLAB's ``multithresh`` and ``imquantize``.
+    Source: MATLAB's ``multithresh`` and ``imquantize``, as KADIS-700k calls them.
     """
     out = torch.empty(images.shape, dtype=images.dtype)
     for index, count in enumerate(values.tolist()):

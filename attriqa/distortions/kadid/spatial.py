@@ -1,8 +1,4 @@
-"""Distortions that move pixels or cover them (KADID-10k #19, #20, #21 and #23).
-
-Every draw is made on the CPU in float32, by the generator of the image that it is for, so that the same seed gives the
-same result on any device, in any dtype and in any batch. ``generators`` has one CPU generator per image.
-"""
+"""Distortions that move pixels or cover them (KADID-10k #19, #20, #21 and #23)."""
 
 import math
 from collections.abc import Sequence
@@ -18,19 +14,13 @@ BLOCK = 32  # px, side of a block of colour
 
 
 def jitter(images: Tensor, values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """#19: five times, every pixel is fetched from a random place near it, by bicubic interpolation.
+    """#19: five times, every pixel is fetched from a random place near it, by bicubic interpolation; not clipped.
 
-    The kernel is Keys' with a = -1/2, as that of MATLAB's ``interp2``; beyond the border the nearest pixel stands.
+    The kernel is Keys' with a = -1/2, as that of MATLAB's ``interp2``; beyond the border the nearest pixel stands. A
+    value is the standard deviation of both shifts, in pixels. Each generator draws ``(2, H, W)`` standard normals five
+    times: shifts down, shifts right.
 
-    Args:
-        images: ``(B, 3, H, W)`` in [0, 1].
-        values: ``(B,)`` standard deviations of both shifts, in pixels.
-        generators: one per image; each draws ``(2, H, W)`` standard normals five times: shifts down, shifts right.
-
-    Returns:
-        ``(B, 3, H, W)``, not clipped.
-
-    Source: KADIS-700k, ``imdist_generator.m``; R. Keys, "Cubic convolution interpolation", 1981.
+    Source: R. Keys, "Cubic convolution interpolation", 1981; KADIS-700k.
     """
     out = torch.empty_like(images, memory_format=torch.contiguous_format)
     for index, (sigma, generator) in enumerate(zip(values.tolist(), generators, strict=True)):
@@ -85,18 +75,9 @@ def _second_difference(planes: Tensor, dim: int) -> Tensor:
 def non_eccentricity_patch(images: Tensor, values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """#20: patches of 16 x 16 px are copied, one after another, to places up to 8 px away; later ones see earlier ones.
 
-    A patch is taken from row ``16 + round(r (H - 48))`` and put up to 8 px above or below; columns likewise.
-
-    Args:
-        images: ``(B, 3, H, W)`` in [0, 1], sides of at least 48 px.
-        values: ``(B,)`` numbers of patches ``n``.
-        generators: one per image; each draws ``(n, 4)`` uniform numbers: per patch those of its row and column, and of
-            the row and column of its copy.
-
-    Returns:
-        ``(B, 3, H, W)``.
-
-    Source: KADIS-700k, ``imdist_generator.m``.
+    A patch is taken from row ``16 + round(r (H - 48))`` and put up to 8 px above or below; columns likewise: sides have
+    at least 48 px. A value is the number of patches ``n``. Each generator draws ``(n, 4)`` uniform numbers: per patch
+    those of its row and column, and of the row and column of its copy.
     """
     out = images.to("cpu", copy=True, memory_format=torch.contiguous_format)
     free = torch.tensor(images.shape[-2:]) - 3 * PATCH
@@ -118,15 +99,8 @@ def _rounded(values: Tensor) -> Tensor:
 def pixelate(images: Tensor, values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """#21: scaled down by ``z = 0.95 - s^0.6`` to ``ceil(z H) x ceil(z W)`` and back up, both by nearest neighbours.
 
-    Args:
-        images: ``(B, 3, H, W)`` in [0, 1].
-        values: ``(B,)`` strengths ``s``, below 0.91.
-        generators: not used.
-
-    Returns:
-        ``(B, 3, H, W)``, colours of the image.
-
-    Source: KADIS-700k, ``imdist_generator.m``; nearest neighbours by the ratio of the sizes.
+    A value is the strength ``s``, below 0.91. Nearest neighbours go by the ratio of the sizes; all colours are the
+    image's own.
     """
     out = torch.empty_like(images, memory_format=torch.contiguous_format)
     height, width = images.shape[-2:]
@@ -151,16 +125,8 @@ def _nearest(side: int, scale: float) -> Tensor:
 def color_block(images: Tensor, values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """#23: opaque squares of 32 x 32 px in random colours, wholly inside the image; a later one lies on an earlier one.
 
-    Args:
-        images: ``(B, 3, H, W)`` in [0, 1], sides of at least 32 px.
-        values: ``(B,)`` numbers of squares ``n``.
-        generators: one per image; each draws ``(n, 5)`` uniform numbers: per square R, G, B, and those of its column
-            and row, ``round(r (W - 32))`` and ``round(r (H - 32))``.
-
-    Returns:
-        ``(B, 3, H, W)``.
-
-    Source: KADIS-700k, ``imdist_generator.m``.
+    A value is the number of squares ``n``; sides have at least 32 px. Each generator draws ``(n, 5)`` uniform numbers:
+    per square R, G, B, and those of its column and row, ``round(r (W - 32))`` and ``round(r (H - 32))``.
     """
     out = images.clone(memory_format=torch.contiguous_format)
     height, width = images.shape[-2:]

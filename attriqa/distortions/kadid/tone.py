@@ -2,6 +2,7 @@
 
 KADIS-700k's curves are not-a-knot cubic splines through a few points, clipped to [0, 1]. Through three points such a
 spline is a parabola, and through five that lie symmetrically about (0.5, 0.5) it is one cubic: both are written out.
+``a`` is the value.
 """
 
 from collections.abc import Sequence
@@ -9,21 +10,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from attriqa.distortions.kadid import per_image
 from attriqa.distortions.kadid.colorspaces import lab_to_rgb, rgb_to_lab
 
 
 def brighten(images: Tensor, values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """#16: a curve through ``(0.5, 0.5 + a / 2)`` on R, G and B, mixed 2 : 1 with its repetition on CIELAB's L.
-
-    Args:
-        images: ``(B, 3, H, W)`` in [0, 1].
-        values: ``(B,)`` amounts ``a``.
-        generators: not used.
-
-    Returns:
-        ``(B, 3, H, W)`` in [0, 1].
-    """
-    middle = 0.5 + _per_image(values, images) / 2
+    """#16: a curve through ``(0.5, 0.5 + a / 2)`` on R, G and B, mixed 2 : 1 with its repetition on CIELAB's L."""
+    middle = 0.5 + per_image(values, images) / 2
     once = parabola(images, middle)
     lab = rgb_to_lab(once)
     lab[:, :1] = parabola(lab[:, :1] / 100, middle).mul_(100)
@@ -31,47 +24,21 @@ def brighten(images: Tensor, values: Tensor, generators: Sequence[torch.Generato
 
 
 def darken(images: Tensor, values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """#17: a curve through ``(0.5, 0.5 - a / 2)`` on R, G and B.
-
-    Args:
-        images: ``(B, 3, H, W)`` in [0, 1].
-        values: ``(B,)`` amounts ``a``.
-        generators: not used.
-
-    Returns:
-        ``(B, 3, H, W)`` in [0, 1].
-    """
-    return parabola(images, 0.5 - _per_image(values, images) / 2)
+    """#17: a curve through ``(0.5, 0.5 - a / 2)`` on R, G and B."""
+    return parabola(images, 0.5 - per_image(values, images) / 2)
 
 
 def mean_shift(images: Tensor, values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """#18: an offset to R, G and B.
-
-    Args:
-        images: ``(B, 3, H, W)`` in [0, 1].
-        values: ``(B,)`` offsets; 0 changes nothing.
-        generators: not used.
-
-    Returns:
-        ``(B, 3, H, W)`` in [0, 1].
-    """
-    return (images + _per_image(values, images)).clamp_(0, 1)
+    """#18: an offset to R, G and B, clipped to [0, 1]; 0 changes nothing."""
+    return (images + per_image(values, images)).clamp_(0, 1)
 
 
 def contrast_change(images: Tensor, values: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """#25: a curve through ``(0.3, 0.25 - a / 4)``, ``(0.5, 0.5)`` and ``(0.7, 0.75 + a / 4)`` on R, G and B.
 
-    Above -0.2 contrast rises with ``a``, below it falls.
-
-    Args:
-        images: ``(B, 3, H, W)`` in [0, 1].
-        values: ``(B,)`` amounts ``a``; -0.2 changes nothing.
-        generators: not used.
-
-    Returns:
-        ``(B, 3, H, W)`` in [0, 1].
+    Above -0.2, which changes nothing, contrast rises with ``a``; below it falls.
     """
-    return s_curve(images, 0.75 + _per_image(values, images) / 4)
+    return s_curve(images, 0.75 + per_image(values, images) / 4)
 
 
 def parabola(tones: Tensor, middle: Tensor) -> Tensor:
@@ -85,7 +52,3 @@ def s_curve(tones: Tensor, upper: Tensor) -> Tensor:
     slope = 1 - cubic / 4
     centred = tones - 0.5
     return centred.square().mul_(cubic).add_(slope).mul_(centred).add_(0.5).clamp_(0, 1)
-
-
-def _per_image(values: Tensor, like: Tensor) -> Tensor:
-    return values.to(like)[:, None, None, None]

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -147,7 +145,7 @@ def test_another_configuration_is_refused(run: Run, recipe: ModuleType, tmp_path
     run(root, out)
     with pytest.raises(SystemExit, match="seed: 0 there, 1 now"):
         run(root, out, "--seed", 1)
-    plans = [recipe.plan_of(recipe.Config(images="photos", workers=n, out=Path(str(n)))) for n in (1, 5)]
+    plans = [recipe.claim_of(recipe.Config(images="photos", workers=n, out=Path(str(n)))) for n in (1, 5)]
     assert plans[0] == plans[1], "which the pixels do not depend on"
 
 
@@ -392,17 +390,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(recipe: ModuleType, tmp_path: Pa
     whole = contents(tmp_path / "whole")
     assert len(whole) == 37
     killed = tmp_path / "killed"
-    process = subprocess.Popen(
-        [*unlabelled_tree.command("distort"), *words, "--workers", "2", "--out", str(killed)],
-        cwd=unlabelled_tree.ROOT,
-        env=unlabelled_tree.ENVIRONMENT,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while len(contents(killed)) < 5 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    unlabelled_tree.kill(process.pid)
-    process.wait()
+    command = [*unlabelled_tree.command("distort"), *words, "--workers", 2, "--out", killed]
+    unlabelled_tree.killed(command, lambda: len(contents(killed)) >= 5)
     part = contents(killed)
     assert 5 <= len(part) < 36
     assert all(whole[name] == data for name, data in part.items()), "what is there is whole"

@@ -172,16 +172,8 @@ def test_the_measure_looks_at_unseen_photos_alone(
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert found["photos"]["photos"] == 2
     assert f"{found['photos']['mean_average_precision']:.4f}" in done.stdout
-    done = run_recipe(
-        "evals/identification.py",
-        "--photos",
-        photo_folder,
-        "--out",
-        tmp_path / "none",
-        "--smoke",
-        "--model",
-        trained / "init.safetensors",
-    )
+    words = ("--photos", photo_folder, "--out", tmp_path / "none", "--smoke", "--model", trained / "init.safetensors")
+    done = run_recipe("evals/identification.py", *words)
     assert done.returncode == 1
     assert "has no head for them" in done.stderr
 

@@ -1,12 +1,9 @@
 """The training recipe as users run it, on made-up photos; nothing here says that it learns well."""
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +16,9 @@ from attriqa import ATTRIBUTES, QualityReward, load
 from attriqa.evaluation.folds import TESTED_VIEWS
 from attriqa.models import load_with_provenance
 from tests.support.trees import clive as clive_tree
+from tests.support.trees import unlabelled as unlabelled_tree
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-ROOT = Path(__file__).resolve().parents[3]
-# One thread, as `accelerate launch` would choose another number: sums of floats depend on how they are shared out.
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 LAUNCH = (sys.executable, "-m", "accelerate.commands.launch", "training/finetune.py")
 PLAIN = (sys.executable, "training/finetune.py")
 
@@ -36,8 +31,25 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["--data", f"clive={clive}", "--photos", str(photos), "--smoke"]
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=1500, check=False)
+def run(*words: object) -> subprocess.CompletedProcess[str]:
+    return unlabelled_tree.shell(*words, timeout=1500)
+
+
+def finetune(data: list[str], out: Path, *words: object) -> dict[str, Any]:
+    """What a run that ends well says in metrics.json."""
+    done = run(*PLAIN, *data, "--out", out, *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text())
+    return metrics
+
+
+def refused(data: list[str], out: Path, *words: object) -> str:
+    """What a run is refused with, before it makes its folder."""
+    done = run(*PLAIN, *data, "--out", out, *words)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
+    return done.stderr
 
 
 class Finished:
@@ -45,7 +57,7 @@ class Finished:
 
     def __init__(self, out: Path, data: list[str]) -> None:
         self.out = out
-        self.done = run(*LAUNCH, *data, "--out", str(out))
+        self.done = run(*LAUNCH, *data, "--out", out)
         assert self.done.returncode == 0, self.done.stderr[-3000:]
         self.metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text())
 
@@ -89,32 +101,19 @@ def test_its_checkpoint_loads_everywhere(whole: Finished, tmp_path: Path) -> Non
     assert len(provenance["data"]["CLIVE"]) == 24
     assert not set(provenance["data"]["ramps"]) & set(provenance["ramp_test_photos"])
     assert provenance["metrics"] == whole.metrics["folds"][0]
-    assert str(ROOT) not in json.dumps(provenance)
+    assert str(unlabelled_tree.ROOT) not in json.dumps(provenance)
     assert str(whole.out.parent) not in json.dumps(provenance)
     Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(tmp_path / "gray.png")
     (row,) = QualityReward(path).score_files([tmp_path / "gray.png"])
     assert row.error is None
 
 
-def kill_after_the_first_state(out: Path, data: list[str]) -> None:
-    with subprocess.Popen(
-        (*PLAIN, *data, "--out", str(out)), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    ) as process:
-        deadline = time.monotonic() + 1200
-        while not (out / "all" / "state.safetensors").exists():
-            assert process.poll() is None, process.stderr and process.stderr.read()[-3000:]
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    assert not (out / "all" / "metrics.json").exists(), "it was killed too late to test anything"
-
-
 def test_a_killed_run_goes_on_to_the_very_same_weights(whole: Finished, data: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    kill_after_the_first_state(out, data)
+    unlabelled_tree.killed([*PLAIN, *data, "--out", out], (out / "all" / "state.safetensors").exists, 1200)
+    assert not (out / "all" / "metrics.json").exists(), "it was killed too late to test anything"
     kept = (out / "statistics.safetensors").stat().st_mtime_ns
-    done = run(*PLAIN, *data, "--out", str(out))
+    done = run(*PLAIN, *data, "--out", out)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "epoch 2 of 2" in done.stderr
     assert "all: epoch 1 of 2" not in done.stderr, "the first epoch was there already"
@@ -124,30 +123,21 @@ def test_a_killed_run_goes_on_to_the_very_same_weights(whole: Finished, data: li
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert json.loads((out / "metrics.json").read_text()) == whole.metrics
     before = (out / "all" / "model.safetensors").stat().st_mtime_ns
-    assert run(*PLAIN, *data, "--out", str(out)).stdout == done.stdout, "a finished run only prints"
+    assert run(*PLAIN, *data, "--out", out).stdout == done.stdout, "a finished run only prints"
     assert (out / "all" / "model.safetensors").stat().st_mtime_ns == before
 
 
 def test_another_configuration_is_refused(whole: Finished, data: list[str]) -> None:
     before = (whole.out / "metrics.json").read_bytes()
-    done = run(*PLAIN, *data, "--out", str(whole.out), "--seed", "1")
+    done = run(*PLAIN, *data, "--out", whole.out, "--seed", 1)
     assert done.returncode == 1
     assert "another configuration (seed: 0 there, 1 now)" in done.stderr
     assert (whole.out / "metrics.json").read_bytes() == before
 
 
-def test_unknown_flags_and_wrong_folders_are_refused(data: list[str], tmp_path: Path) -> None:
-    done = run(*PLAIN, *data, "--out", str(tmp_path / "out"), "--epoch", "3")
-    assert done.returncode == 2
-    assert "--epoch" in done.stderr
-    done = run(*PLAIN, *data, "--out", str(tmp_path / "out"), "--data", f"clive={tmp_path}")
-    assert done.returncode != 0
-    assert "the layout of CLIVE is" in done.stderr
-    assert "Traceback" not in done.stderr
-    done = run(*PLAIN, *data, "--out", str(tmp_path / "out"), "--protocol", "official")
-    assert done.returncode != 0
-    assert "expected an official split" in done.stderr
-    assert not (tmp_path / "out").exists()
+def test_wrong_folders_and_splits_are_refused(data: list[str], tmp_path: Path) -> None:
+    assert "the layout of CLIVE is" in refused(data, tmp_path / "out", "--data", f"clive={tmp_path}")
+    assert "expected an official split" in refused(data, tmp_path / "out", "--protocol", "official")
 
 
 def changed(before: Path, after: Path) -> set[str]:
@@ -166,11 +156,9 @@ def test_modes_train_what_they_say_from_a_checkpoint(
     whole: Finished, data: list[str], tmp_path: Path, mode: str, learnt: set[str]
 ) -> None:
     start = whole.out / "split0" / "model.safetensors"
-    words = ["--init", str(start), "--mode", mode, "--protocol", "splits", "--fraction", "0.5"]
-    done = run(*PLAIN, *data, "--out", str(tmp_path), *words)
-    assert done.returncode == 0, done.stderr[-3000:]
+    words = ["--init", start, "--mode", mode, "--protocol", "splits", "--fraction", 0.5]
+    metrics = finetune(data, tmp_path, *words)
     assert changed(start, tmp_path / "split0" / "model.safetensors") - CALIBRATION == learnt
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert "50% of each training side" in metrics["protocol"]
     (fold,) = metrics["folds"]
     (whole_fold,) = (entry for entry in whole.metrics["folds"] if entry["fold"] == "split0")
@@ -188,37 +176,26 @@ def test_without_ramps_and_on_other_data(data: list[str], tmp_path: Path) -> Non
     table = tmp_path / "strangers" / "table.csv"
     table.write_text("path,mos\n" + "".join(f"{name},{i}\n" for i, name in enumerate(names)))
     words = ["--data", data[1], "--smoke", "--mode", "probe", "--protocol", "splits"]
-    done = run(*PLAIN, *words, "--out", str(tmp_path / "out"), "--test", f"csv={table}")
-    assert done.returncode == 0, done.stderr[-3000:]
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    ((name, entry),) = metrics["cross"].items()
-    assert entry["n"] == 6
-    assert f"on {name}" in done.stdout
+    ((name, entry),) = finetune(words, tmp_path / "out", "--test", f"csv={table}")["cross"].items()
+    assert (name, entry["n"]) == ("table", 6)
     net = load_with_provenance(tmp_path / "out" / "split0" / "model.safetensors").model
     assert net.config.departure_width == 0, "without ramps nothing would teach that head"
     own = tmp_path / "own.csv"
     first = next(path for path in sorted((clive / "Images").rglob("*")) if path.is_file())
     own.write_text(f"path,mos\n{first},1\n{strangers / names[0]},2\n")
-    done = run(*PLAIN, *words, "--out", str(tmp_path / "leak"), "--test", f"csv={own}")
-    assert done.returncode != 0
-    assert "1 test files are training files too" in done.stderr
-    assert not (tmp_path / "leak").exists()
+    said = refused(words, tmp_path / "leak", "--test", f"csv={own}")
+    assert "1 test files are training files too" in said
 
 
-@pytest.mark.slow
 def test_a_regressor_on_the_attributes_of_distortions(data: list[str], tmp_path: Path) -> None:
     words = ["--init", "default", "--regressor-reads", "attributes", "--mode", "probe", "--protocol", "all"]
-    done = run(*PLAIN, *data, "--out", str(tmp_path), *words)
-    assert done.returncode == 0, done.stderr[-3000:]
+    finetune(data, tmp_path, *words)
     path = tmp_path / "all" / "model.safetensors"
     assert changed(Path("default"), path) - CALIBRATION == {"regressor", "heads_in", "heads_out", "departure_head"}
     assert load_with_provenance(path).model.config.regressor_reads == "attributes"
 
 
 def test_a_start_that_knows_the_test_side_is_refused(whole: Finished, data: list[str], tmp_path: Path) -> None:
-    words = ["--init", str(whole.out / "all" / "model.safetensors"), "--mode", "linear", "--protocol", "splits"]
-    done = run(*PLAIN, *data, "--out", str(tmp_path / "out"), *words)
-    assert done.returncode == 1
-    assert "all/model.safetensors has learnt from 5 of the 5 files that split0 is tested on" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "out").exists()
+    words = ["--init", whole.out / "all" / "model.safetensors", "--mode", "linear", "--protocol", "splits"]
+    said = refused(data, tmp_path / "out", *words)
+    assert "all/model.safetensors has learnt from 5 of the 5 files that split0 is tested on" in said

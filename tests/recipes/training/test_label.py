@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -150,17 +148,8 @@ def test_a_folder_of_another_source_is_refused(run: Run, tmp_path: Path) -> None
 def test_two_processes_killed_and_started_again_write_what_one_does(tmp_path: Path) -> None:
     images = unlabelled_tree.folder(tmp_path / "photos", 40)
     flags = ["--images", images, "--part", 4, "--batch", 2, "--workers", 1]
-    words = [*map(str, [*unlabelled_tree.command("label", 2), *flags, "--out", tmp_path / "two"])]
-    pipe = subprocess.DEVNULL
-    with subprocess.Popen(
-        words, cwd=unlabelled_tree.ROOT, env=unlabelled_tree.ENVIRONMENT, stdout=pipe, stderr=pipe
-    ) as process:
-        deadline = time.monotonic() + 120
-        while not list((tmp_path / "two").glob("parts/[!.]*.parquet")):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        unlabelled_tree.kill(process.pid)
+    words = [*unlabelled_tree.command("label", 2), *flags, "--out", tmp_path / "two"]
+    unlabelled_tree.killed(words, lambda: list((tmp_path / "two").glob("parts/[!.]*.parquet")))
     assert not (tmp_path / "two" / "labels.parquet").exists(), "it was killed too late to test anything"
     kept = len(pseudo_labels.load(tmp_path / "two"))
     done = unlabelled_tree.shell(*words)
@@ -178,25 +167,15 @@ def test_two_processes_killed_and_started_again_write_what_one_does(tmp_path: Pa
 def test_a_small_clip_labels_from_the_command_line(tmp_path: Path) -> None:
     images = unlabelled_tree.folder(tmp_path / "photos", 6)
     name = small_clip.write(tmp_path / "clip")
-    done = unlabelled_tree.shell(
-        *unlabelled_tree.command("label"),
-        "--images",
-        images,
-        "--teacher",
-        f"clip:{name}",
-        "--smoke",
-        "--out",
-        tmp_path / "out",
-    )
+    words = [*unlabelled_tree.command("label"), "--images", images, "--smoke", "--out", tmp_path / "out"]
+    done = unlabelled_tree.shell(*words, "--teacher", f"clip:{name}")
     assert done.returncode == 0, done.stderr[-3000:]
     teacher = CLIPTeacher(name)
     labels = pseudo_labels.load(tmp_path / "out", pseudo_labels.Origin(teacher.identity, teacher.prompts_hash))
     for key in ("000.JPG", "sub/005.jpg"):
         expected = teacher(read(images / key)[None]).numpy()
         np.testing.assert_allclose(labels.align([key]), expected, atol=1e-5)
-    done = unlabelled_tree.shell(
-        *unlabelled_tree.command("label"), "--images", images, "--smoke", "--out", tmp_path / "out"
-    )
+    done = unlabelled_tree.shell(*words)
     assert done.returncode == 1
     assert "CLIPTeacher" in done.stderr
     assert "SignalTeacher" in done.stderr

@@ -1,14 +1,11 @@
 """Prompt selection: an encoder whose geometry makes the right pair known, and the recipe itself on a small CLIP."""
 
 import hashlib
-import importlib.util
 import json
 import re
 import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,33 +21,14 @@ from attriqa.images import read
 from attriqa.training.teachers import CLIPTeacher, SignalTeacher
 from tests.support import small_clip
 from tests.support.trees import clive as clive_tree
+from tests.support.trees import unlabelled as unlabelled_tree
 
-ROOT = Path(__file__).resolve().parents[3]
 LEVELS = 5
 RENDERINGS = 5 * LEVELS  # of a photo
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def load_recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("select_prompts", ROOT / "training" / "select_prompts.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["select_prompts"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-recipe = load_recipe()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """On images this small, threads wait for one another longer than they work, above all beside other programs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+recipe = unlabelled_tree.load_recipe("select_prompts")
 
 
 # Scores

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from attriqa.data.batches import GlobalBatches
 from attriqa.data.crops import JudgedCrops, TrainingCrops, stack_patches
 from attriqa.data.protocol import make_plan
-from attriqa.distortions.classes import DISTORTIONS, SCENES
+from attriqa.distortions.classes import DISTORTION_CLASSES, SCENES
 from attriqa.evaluation import metrics
 from attriqa.images import ImageError, read
 from attriqa.models import checkpoint, exiqa, mp_iqe
@@ -140,7 +140,7 @@ def test_targets_come_from_annotations(tree: Path) -> None:
         expected = torch.zeros(9)
         if number < 20:
             expected[[human, night] if number % 2 else [human]] = 0.5 if number % 2 else 1.0
-            assert kinds[list(DISTORTIONS).index("blur" if number * 5 % 24 > 8 else "other")] == 1
+            assert kinds[list(DISTORTION_CLASSES).index("blur" if number * 5 % 24 > 8 else "other")] == 1
         assert torch.equal(scenes, expected)
         assert kinds.sum() == (number < 20)
     assert torch.equal(found.mos, plan.mos)
@@ -166,16 +166,15 @@ def test_annotations_of_another_data_set_are_refused(tree: Path, tmp_path: Path)
 
 def test_a_data_set_that_names_its_distortions_needs_no_annotations(tmp_path: Path) -> None:
     plan = make_plan(f"kadid={exiqa_tree.kadid(tmp_path / 'kadid', 5)}", splits=1)
-    eleven, all_of_them = (
-        targets_of(plan, MPIQEConfig(distortions=names), []) for names in (tuple(DISTORTIONS.values()), KADID_NAMES)
-    )
+    kinds = (tuple(DISTORTION_CLASSES.values()), KADID_NAMES)
+    eleven, all_of_them = (targets_of(plan, MPIQEConfig(distortions=names), []) for names in kinds)
     count = len(plan.dataset.rows)
     assert eleven.labelled() == all_of_them.labelled() == {"scenes": 0, "distortions": count}
     keys = [row.distortion for row in plan.dataset.rows]
     for name, key in (("blur", "gaussian_blur"), ("underexposure", "darken"), ("noise", "white_noise")):
         rows = [number for number, other in enumerate(keys) if other == key]
         assert rows
-        assert eleven.distortions[rows, list(DISTORTIONS).index(name)].all()
+        assert eleven.distortions[rows, list(DISTORTION_CLASSES).index(name)].all()
     with pytest.raises(ValueError, match="config: expected the classes of MP-IQE or of KADID-10k"):
         targets_of(plan, MPIQEConfig(distortions=("fog",)), [])
 

@@ -19,6 +19,20 @@ CSIQ_SCORES = {  # name -> (type in the sheet, DMOS)
     "aerial_city.jpeg2000.4.png": ("jpeg 2000", 1.0),
 }
 LIVE_COUNTS = {"jp2k": 227, "jpeg": 233, "wn": 174, "gblur": 174, "fastfading": 174}
+LIVE_RATED = {  # name -> (DMOS, reference)
+    "jp2k/img2.bmp": (15.5, "studentsculpture.bmp"),
+    "jp2k/img227.bmp": (-2.64, "bikes.bmp"),
+    "jpeg/img1.bmp": (50.0, "bikes.bmp"),
+    "wn/img174.bmp": (111.77, "woman.bmp"),
+    "fastfading/img174.bmp": (60.0, "woman.bmp"),
+}
+LIVE_LEVELS = {name: 0.5 + number for number, name in enumerate(LIVE_RATED)}
+
+
+def build(name: str, root: Path) -> Path:
+    """The small copy of any set but CLIVE, by the name of its reader."""
+    built: Path = globals()[name](root)
+    return built
 
 
 def touch(root: Path, *names: str) -> None:
@@ -79,11 +93,8 @@ def flive(root: Path, small: str = "labels=640_padded.csv", large: str = "labels
         "EE371R/4.jpg",
     ]
     touch(root / "database", *names)
-    text(
-        root / "labels_image.csv",
-        "name,mos",
-        *(f"{name},{mos}" for name, mos in zip(names, (0, 94.3, 75.4, 60), strict=True)),
-    )
+    rows = (f"{name},{mos}" for name, mos in zip(names, (0, 94.3, 75.4, 60), strict=True))
+    text(root / "labels_image.csv", "name,mos", *rows)
     text(root / small, "name_image,mos_image,is_valid", f"{names[0]},0,False", f"{names[2]},75.4,True")
     text(root / large, "name_image,mos_image", f"{names[1]},94.3")
     return root
@@ -103,12 +114,8 @@ def ava(root: Path, folder: str = "images") -> Path:
 
 def bid(root: Path, folder: str = ".") -> Path:
     touch(root / folder, "DatabaseImage0001.JPG", "DatabaseImage0586.JPG")
-    columns: dict[str, Sequence[Any]] = {
-        "Image Number": [1, 586],
-        "Average Subjective Grade": [0.16, 4.92],
-        "std": [0.1, 0.2],
-    }
-    sheet(root / "DatabaseGrades.xlsx", columns)
+    columns: dict[str, Sequence[Any]] = {"Image Number": [1, 586], "Average Subjective Grade": [0.16, 4.92]}
+    sheet(root / "DatabaseGrades.xlsx", columns | {"std": [0.1, 0.2]})
     return root
 
 
@@ -161,7 +168,11 @@ def cells(names: Sequence[str]) -> np.ndarray[Any, np.dtype[np.object_]]:
     return array
 
 
-def live(root: Path, rated: Mapping[str, tuple[float, str]], parameters: Mapping[str, float] | None = None) -> Path:
+def live(
+    root: Path,
+    rated: Mapping[str, tuple[float, str]] = LIVE_RATED,
+    parameters: Mapping[str, float] = LIVE_LEVELS,
+) -> Path:
     """``rated``: DMOS and reference of images such as ``jp2k/img2.bmp``; all others count as copies of references."""
     names = [f"{kind}/img{i}.bmp" for kind, count in LIVE_COUNTS.items() for i in range(1, count + 1)]
     scores = np.array([[rated.get(name, (0.0, ""))[0] for name in names]])
@@ -173,11 +184,8 @@ def live(root: Path, rated: Mapping[str, tuple[float, str]], parameters: Mapping
     touch(root, *rated)
     touch(root / "refimgs", *{ref for _, ref in rated.values()})
     for kind in LIVE_COUNTS if parameters else ():
-        mine = {name: value for name, value in (parameters or {}).items() if name.startswith(kind)}
-        text(
-            root / kind / "info.txt",
-            *(f"{rated[name][1]} {name.split('/')[1]} {value} " for name, value in mine.items()),
-        )
+        mine = [(name, value) for name, value in parameters.items() if name.startswith(f"{kind}/")]
+        text(root / kind / "info.txt", *(f"{rated[name][1]} {name.split('/')[1]} {value} " for name, value in mine))
     return root
 
 

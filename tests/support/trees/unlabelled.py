@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -92,6 +94,19 @@ def shell(*words: object, timeout: float = 240) -> subprocess.CompletedProcess[s
     return subprocess.run(
         [*map(str, words)], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout, check=False
     )
+
+
+def killed(words: Sequence[object], ready: Callable[[], object], timeout: float = 120) -> None:
+    """Start a command in the repository's root, and kill it and all that it started as soon as something is there."""
+    pipe = subprocess.DEVNULL
+    with subprocess.Popen([*map(str, words)], cwd=ROOT, env=ENVIRONMENT, stdout=pipe, stderr=pipe) as process:
+        deadline = time.monotonic() + timeout
+        while not ready():
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        kill(process.pid)
+    assert process.returncode == -signal.SIGKILL
 
 
 def kill(pid: int) -> None:
