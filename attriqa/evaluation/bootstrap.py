@@ -194,3 +194,8 @@ def median_of_folds(values: Sequence[float], *, seed: int = 0, resamples: int = 
     drawn = np.random.default_rng(seed).integers(0, array.size, (resamples, array.size))
     low, high = np.quantile(np.median(array[drawn], axis=1), (0.025, 0.975))
     return FoldMedian(float(np.median(array)), float(low), float(high))
+
+
+def fold_spread(name: str, values: Sequence[float]) -> dict[str, float]:
+    """`median_of_folds` as ``NAME``, ``NAME_low`` and ``NAME_high`` of a table's row."""
+    return dict(zip((name, f"{name}_low", f"{name}_high"), median_of_folds(values), strict=True))

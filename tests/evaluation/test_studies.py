@@ -14,7 +14,7 @@ import pytest
 from attriqa.data.datasets.synthetic import CSIQ_TYPES, LIVE_TYPES, TID2013_TYPES
 from attriqa.distortions.attributes import DATASET_ATTRIBUTES, DISTORTION_ATTRIBUTES, check_table
 from attriqa.evaluation.papers import studies
-from attriqa.evaluation.papers.runs import RunError
+from attriqa.evaluation.papers.runs import RunError, read_folds
 from tests.support import small_clip
 from tests.support.trees import clive as clive_tree
 from tests.support.trees import exiqa as exiqa_tree
@@ -97,7 +97,7 @@ def test_every_run_has_a_folder_of_its_own_and_flags_that_its_recipe_knows() -> 
 def test_results_without_a_number_are_told(tmp_path: Path) -> None:
     study = studies.studies_of(("exiqa-quality",), {"kadid": "K"}, splits=1)[0]
     with pytest.raises(RunError, match="no results in"):
-        studies.folds_of(study, tmp_path, splits=1)
+        read_folds(study.folder(tmp_path), 1)
     fold = {"fold": "split0", "n_train": 4, "n_test": 2, "score": {"srocc": 0.5, "plcc": None}}
     with pytest.raises(RunError, match=r"split0: no number as score\.plcc"):
         list(studies.rows_of(study, [fold], path=tmp_path))

@@ -62,7 +62,7 @@ class FakeReward:
         self.asked: list[str] = []
         REWARDS.append(self)
 
-    def score_files(self, paths: Iterable[str | Path]) -> Iterator[FileScore]:
+    def score_files(self, paths: Iterable[str | Path], *, threads: int | None = None) -> Iterator[FileScore]:
         for path in paths:
             self.asked.append(Path(path).name)
             mean = float(np.asarray(Image.open(path)).mean()) / 255

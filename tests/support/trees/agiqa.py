@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from attriqa import ATTRIBUTES
+from attriqa.reward import FileScore
 
 ROOT = Path(__file__).resolve().parents[3]
 HEADER = "name,prompt,adj1,adj2,style,mos_quality,std_quality,mos_align,std_align"
@@ -42,15 +43,6 @@ PROMPTS = (
 )
 N = len(SETTINGS) * len(PROMPTS)
 Run = Callable[..., int]
-
-
-class FileScore(NamedTuple):
-    """As `attriqa.reward.FileScore`, without torch: `drive` starts in a moment."""
-
-    path: str
-    score: float | None
-    attributes: tuple[float, ...] | None
-    error: str | None
 
 
 class FakeScorer:
