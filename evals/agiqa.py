@@ -306,7 +306,7 @@ def show(result: dict[str, Any]) -> None:
         f"{result['pairs']:,} (Wilson; pairs share images, so too narrow)"
     )
     print(f"\npublished: {PEER_PROTOCOL}")
-    for name, (srocc, plcc) in (PEERS | {"(ours": (result["srocc"], result["plcc"])}).items():
+    for name, (srocc, plcc) in {**PEERS, "(ours": (result["srocc"], result["plcc"])}.items():
         print(f"  {name:12}SROCC {srocc:.3f}  PLCC {plcc:.3f}" + (", as said above)" if name == "(ours" else ""))
 
 

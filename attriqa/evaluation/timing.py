@@ -26,7 +26,7 @@ Targets = Mapping[str, tuple[str, float]]
 
 def measure_parts(
     config: Any,
-    parts: Mapping[str, Callable[[], Numbers | dict[str, Numbers]]],
+    parts: Mapping[str, Callable[[], Mapping[str, Any]]],
     targets: Targets,
     **about: Any,
 ) -> None:
@@ -88,7 +88,7 @@ def ratios(name: str, top: Sequence[float], bottom: Sequence[float]) -> Numbers:
     return {name: statistics.median(values), f"{name}_low": min(values), f"{name}_high": max(values)}
 
 
-def print_table(part: str, numbers: Numbers | Mapping[str, Numbers], targets: Targets) -> None:
+def print_table(part: str, numbers: Mapping[str, Any], targets: Targets) -> None:
     """A table in Markdown: a number per row with its target; or, of numbers by name, a name per row."""
     rows: list[list[str]] = []
     heads, align = [part, "", "target", ""], "lrrl"

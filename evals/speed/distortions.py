@@ -97,7 +97,7 @@ def run(config: Config) -> None:
         least = min(row["ratio"] for row in rows.values())
         return numbers | {"least_ratio": least, f"exiqa_100k_hours_on_{CORES}_cores": hours}
 
-    parts = {"distortions": each, "mix": mix}
+    parts: dict[str, Callable[[], Mapping[str, Any]]] = {"distortions": each, "mix": mix}
     measure_parts(config, parts, TARGETS, batch=len(images), size=config.size, rounds=config.rounds)
 
 

@@ -112,8 +112,10 @@ def run(config: Config) -> None:
     """The recipe, after its command line."""
     if config.smoke:
         config = replace(config, batch=2, steps=2, n=min(config.n, 4), decode_batch=2, decode_size=64, rounds=1)
-    parts = {"step": measure_step, "decode": measure_decode, "compare": measure_compare}
-    wanted = {part: partial(measure, config) for part, measure in parts.items() if part in config.what}
+    parts = (("step", measure_step), ("decode", measure_decode), ("compare", measure_compare))
+    wanted: dict[str, Callable[[], Numbers]] = {
+        part: partial(measure, config) for part, measure in parts if part in config.what
+    }
     identity = make_reward(config).identity
     measure_parts(config, wanted, TARGETS, model=identity, bf16=config.bf16, smoke=config.smoke)
 

@@ -122,7 +122,7 @@ def test_smoke_prints_what_it_writes_and_goes_on(folder: Path, tmp_path: Path, r
         (("--types", "gausian_blur"), "did you mean 'gaussian_blur'"),
         (("--level", "6"), "level: expected 1 to 5, got 6"),
         (("--most", "0"), "most, curve_photos: expected at least 1 and 0, got 0 and 10"),
-        (("--pattern", "*.tif"), "photos: expected files that match '*.tif'"),
+        (("--pattern", "*.tif"), "expected files that match '*.tif'"),
     ],
 )
 def test_a_wrong_command_is_told(
