@@ -1,9 +1,7 @@
 """The papers' experiments on CLIP: which runs they take, and one of them carried out."""
 
-import importlib.util
 import json
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +16,7 @@ from attriqa.evaluation.papers.runs import RunError, read_folds
 from tests.support import small_clip
 from tests.support.trees import clive as clive_tree
 from tests.support.trees import exiqa as exiqa_tree
+from tests.support.trees import unlabelled as unlabelled_tree
 
 SCRIPT = Path(__file__).resolve().parents[2] / "evals" / "benchmark.py"
 ROOTS = {"kadid": "K", "csiq": "C", "lvq": "L"}
@@ -105,16 +104,10 @@ def test_results_without_a_number_are_told(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def benchmark() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("benchmark_studies", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    module = unlabelled_tree.load_recipe("benchmark", "evals")
     before = signal.getsignal(signal.SIGTERM)
     yield module
     signal.signal(signal.SIGTERM, before)
-    del sys.modules[spec.name]
 
 
 def test_flags_that_the_benchmark_sets_are_refused(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

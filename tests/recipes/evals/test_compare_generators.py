@@ -1,10 +1,8 @@
 """The recipe that compares generators: its folders, prompts, cache, faults and files."""
 
-import importlib.util
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -18,20 +16,14 @@ from attriqa import QualityReward, images
 from tests.support import small_net
 from tests.support.fake_scorer import FakeScorer, Result
 from tests.support.trees import agiqa as agiqa_tree
+from tests.support.trees import unlabelled as unlabelled_tree
 
-ROOT = Path(__file__).resolve().parents[3]
 Run = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("compare_generators", ROOT / "evals" / "compare_generators.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["compare_generators"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return unlabelled_tree.load_recipe("compare_generators", "evals")
 
 
 @pytest.fixture

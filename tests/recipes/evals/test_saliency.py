@@ -1,6 +1,5 @@
 """The recipe that checks where maps point: its numbers, its draws, its files."""
 
-import importlib.util
 import json
 import subprocess
 from collections.abc import Callable
@@ -14,18 +13,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[3]
+from tests.support.trees import unlabelled as unlabelled_tree
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("saliency_recipe", ROOT / "evals" / "saliency.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return unlabelled_tree.load_recipe("saliency", "evals")
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A small AGIQA-3K in the official layout, a scorer without weights, and the recipe under test, as a module."""
 
 import csv
-import importlib.util
 import io
 import json
 import signal
@@ -18,6 +17,7 @@ from PIL import Image
 
 from attriqa import ATTRIBUTES
 from attriqa.reward import FileScore
+from tests.support.trees import unlabelled as unlabelled_tree
 
 ROOT = Path(__file__).resolve().parents[3]
 HEADER = "name,prompt,adj1,adj2,style,mos_quality,std_quality,mos_align,std_align"
@@ -66,13 +66,7 @@ class FakeScorer:
 
 
 def load_recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("agiqa", ROOT / "evals" / "agiqa.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["agiqa"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return unlabelled_tree.load_recipe("agiqa", "evals")
 
 
 def drive() -> None:
