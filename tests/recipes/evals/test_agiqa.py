@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,6 @@ from scipy import stats
 
 from attriqa import ATTRIBUTES
 from attriqa.evaluation import metrics
-from attriqa.reward import FileScore
 from tests.support.trees import agiqa as small
 
 PROMISED = {
@@ -225,19 +224,6 @@ def test_numbers_of_an_earlier_run_do_not_outlive_it(run: small.Run, tree: Path)
     assert not (tree / "out" / "metrics.json").exists()
 
 
-def test_a_row_is_on_disk_before_the_next_image_is_asked_for(run: small.Run, tree: Path) -> None:
-    seen = []
-
-    class Watcher(small.FakeScorer):
-        def score_files(self, paths: Iterable[str | Path], *, threads: int | None = None) -> Iterator[FileScore]:
-            for result in super().score_files(paths):
-                seen.append(len(small.scores_of(tree)))
-                yield result
-
-    assert run(scorer=Watcher()) == 0
-    assert seen == list(range(small.N))
-
-
 def test_a_finished_run_is_not_repeated(run: small.Run, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run() == 0
     first = small.result_of(tree), (tree / "out" / "scores.csv").read_bytes()
@@ -264,30 +250,6 @@ def test_scores_of_another_model_or_data_csv_are_refused(
     assert run() == 1
     assert "expected 4.25,glide_normal,house of the dragon at the end of" in capsys.readouterr().err
     assert [(tree / "out" / name).read_bytes() for name in names] == before
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        (b"name,score", b"path,score", "expected the header name,score,sharpness"),
-        (
-            b"DALLE2_normal_002.jpg,",
-            b"DALLE2_normal_999.jpg,",
-            "expected finite numbers beside 'DALLE2_normal_999",
-        ),
-        (b"DALLE2_normal_002.jpg,", b"DALLE2_normal_001.jpg,", "at the end of 'DALLE2_normal_001.jpg'"),
-    ],
-)
-def test_a_damaged_table_is_refused(
-    old: bytes, new: bytes, message: str, run: small.Run, tree: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run() == 0
-    path = tree / "out" / "scores.csv"
-    damaged = path.read_bytes().replace(old, new, 1)
-    path.write_bytes(damaged)
-    assert run() == 1
-    assert message in capsys.readouterr().err
-    assert path.read_bytes() == damaged
 
 
 def test_a_run_of_the_version_before_goes_on(run: small.Run, tree: Path) -> None:

@@ -305,25 +305,6 @@ def test_one_name_for_another_folder_takes_no_score_of_the_first(
     assert list(result_of(tmp_path)["generators"]) == ["A", "B"]
 
 
-def test_scores_of_another_model_are_refused(run: Run, folders: tuple[str, str]) -> None:
-    assert run("--generator", *folders) == 0
-    with pytest.raises(SystemExit, match="not comparable"):
-        run("--generator", *folders, scorer=FakeScorer("other-0123456789ab/full", distortions=True))
-
-
-def test_each_generator_is_scored_by_one_stream(run: Run, folders: tuple[str, str]) -> None:
-    handed: list[list[Path]] = []
-
-    class Streamed(FakeScorer):
-        def score_files(self, paths: Iterable[str | Path], *, threads: int | None = None) -> Iterator[Result]:
-            assert iter(paths) is paths  # read as results are asked for, not listed before
-            handed.append(list(map(Path, paths)))
-            return super().score_files(handed[-1], threads=threads)
-
-    assert run("--generator", *folders, scorer=Streamed(distortions=True)) == 0
-    assert [len(paths) for paths in handed] == [6, 6]
-
-
 def test_an_image_is_read_once_to_be_scored_and_again_only_to_be_shown(
     judged: Run, tmp_path: Path, folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
