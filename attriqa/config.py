@@ -93,6 +93,18 @@ def run_command(
         raise SystemExit(str(error)) from error
 
 
+def check_least(config: Any, **least: float) -> None:
+    """Refuse fields below their least values; ``None``, for a default, passes. For a ``__post_init__``.
+
+    Raises:
+        ValueError: naming the flag of the first such field, what was expected and what came.
+    """
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if value is not None and value < bound:
+            raise ValueError(f"{_flag(name)}: expected at least {bound}, got {value}")
+
+
 def claim_folder(out: Path, config: Any) -> None:
     """Take an output folder for a configuration: ``OUT/config.json`` is written, or compared when it is there.
 

@@ -1,9 +1,4 @@
-"""What every recipe (a script run by path) shares: its command line and its result files.
-
-A recipe keeps one frozen dataclass ``Config`` at its top; a field's help text is its metadata, made by `opt`. The
-command line is derived from it, so that the configuration, the help page and the JSON beside the results cannot
-disagree.
-"""
+"""Result files of every recipe: plain JSON, and files that are there whole or not at all."""
 
 import dataclasses
 import json

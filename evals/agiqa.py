@@ -16,21 +16,25 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 import attriqa
 from attriqa.config import opt, parse_config, required
 from attriqa.evaluation import metrics
-from attriqa.evaluation.preferences.files import is_blank
+from attriqa.evaluation.papers.published import TABLES
+from attriqa.evaluation.preferences.files import black_images
+from attriqa.evaluation.preferences.pairs import correctness, same_prompt_pairs
+from attriqa.evaluation.score_files import row_of, score_files
+from attriqa.evaluation.score_table import ScoreRow, ScoreTable, TableError
+from attriqa.evaluation.text_tables import estimate
 from attriqa.files import as_dict, atomic_path, write_json
 from attriqa.images import ImageError
+from attriqa.reward import FileScore
 
 HEADER = ["name", "prompt", "adj1", "adj2", "style", "mos_quality", "std_quality", "mos_align", "std_align"]
 GENERATORS = {  # every setting, as image names begin; in the plot, a hue for each generator and shades for its settings
@@ -49,8 +53,8 @@ NAME = re.compile(f"({'|'.join(map(re.escape, GENERATORS))})_\\d+\\.jpg")
 OFFICIAL = 2982
 SMOKE = 40
 RESAMPLES = 1000  # behind every bootstrap interval
-# ATTIQA's table 9: SROCC, PLCC
-PEERS = {"CONTRIQUE": (0.643, 0.795), "Re-IQA": (0.807, 0.876), "CLIP-IQA+": (0.835, 0.885), "ATTIQA": (0.854, 0.911)}
+BESIDE = ("mos_quality", "generator", "prompt")  # the last columns of scores.csv
+PEERS = TABLES["ATTIQA table 9"].rows  # SROCC, PLCC
 PEER_PROTOCOL = "trained on KonIQ-10k, all 2,982 images (ATTIQA, table 9); protocols differ: not to be ranked with ours"
 Floats = NDArray[np.float64]
 
@@ -82,8 +86,8 @@ class Row(NamedTuple):
     prompt: str
 
 
-def make_scorer(config: Config) -> "attriqa.QualityReward":
-    """The model; torch is loaded here and not before, so that faults of the data are told at once."""
+def make_scorer(config: Config) -> attriqa.QualityReward:
+    """The model."""
     return attriqa.QualityReward(config.model, view=config.view, device=config.device)
 
 
@@ -144,72 +148,47 @@ def refuse_or_tell(config: Config, problems: dict[str, str]) -> None:
     print(f"left out, as --allow-missing says: {text}")
 
 
-def open_scores(
-    config: Config, identity: str, attributes: Sequence[str], rows: Sequence[Row]
-) -> dict[str, list[float]]:
-    """Score and attributes by name from an earlier run of the same model and view; a half-written line is cut off."""
-    path, made = config.out / "scores.csv", config.out / "run.json"
-    columns = ",".join(["name", "score", *attributes, "mos_quality", "generator", "prompt"])
-    data = path.read_bytes() if path.exists() else b""
-    header = f"{columns}\r\n".encode()
-    whole = data[: data.rfind(b"\n") + 1]
-    records = list(csv.reader(io.StringIO(whole.decode("utf-8", "replace"), newline="")))
-    if not (data.startswith(header) or header.startswith(data)):
-        raise DataError(f"{path}: expected the header {columns}; choose another --out")
-    if records[1:]:
-        theirs = json.loads(made.read_text(encoding="utf-8"))["identity"] if made.exists() else "an unknown model"
-        if theirs != identity:
-            raise DataError(f"{path}: its scores are by {theirs}, these would be by {identity}; choose another --out")
-    known = {row.name: [repr(row.mos), row.generator, row.prompt] for row in rows}
-    done: dict[str, list[float]] = {}
-    for number, record in enumerate(records[1:], start=2):
-        name, *fields = record or [""]
-        values = [float(text) for text in fields[:-3] if re.fullmatch(r"[01]\.\d+", text)]
-        if fields[-3:] != known.get(name) or len(values) != 1 + len(attributes) or name in done:
-            raise DataError(f"{path} line {number}: not one score of an image of data.csv; choose another --out")
-        done[name] = values
-    write_json(made, {"identity": identity, "config": as_dict(config)})
-    with path.open("ab") as file:
-        file.truncate(len(whole))
-        if not records:
-            file.write(header)
-    for name in ("metrics.json", "scatter.png"):  # of an earlier run: nobody shall take them for this one's
-        (config.out / name).unlink(missing_ok=True)
-    return done
-
-
 def score(
-    config: Config, scorer: "attriqa.QualityReward", rows: Sequence[Row], done: dict[str, list[float]]
-) -> dict[str, str]:
-    """Score what is not ``done`` yet, adding it there and to scores.csv image by image; gives the unreadable ones."""
-    todo = [row for row in rows if row.name not in done]
-    if len(todo) < len(rows):
-        print(f"{len(rows) - len(todo)} of {len(rows)} images were scored before")
-    unreadable = {}
-    results = scorer.score_files([config.root / row.name for row in todo])
-    with (config.out / "scores.csv").open("ab", buffering=0) as file:
-        for row, result in tqdm(zip(todo, results, strict=True), total=len(todo), unit="image", disable=None):
-            if result.score is None:
-                unreadable[row.name] = str(result.error)
-                continue
-            texts = [f"{value:.6f}" for value in (result.score, *(result.attributes or ()))]
-            line = io.StringIO(newline="")
-            csv.writer(line).writerow([row.name, *texts, repr(row.mos), row.generator, row.prompt])
-            file.write(line.getvalue().encode("utf-8"))  # one write: a kill leaves whole lines and at most one half
-            done[row.name] = [float(text) for text in texts]  # as on disk: a resumed run gives the same numbers
-    return unreadable
+    config: Config, scorer: attriqa.QualityReward, rows: Sequence[Row], wanted: Sequence[Row]
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Score what scores.csv lacks of the wanted rows; gives the scores by name, and why images have none."""
+    path = config.out / "scores.csv"
+    columns = ("name", "score", *scorer.attributes, *BESIDE)
+    beside = {row.name: (repr(row.mos), row.generator, row.prompt) for row in rows}
+    adopt_run(config)
+    with ScoreTable(
+        path, scorer.identity, version=attriqa.__version__, columns=columns, attributes=scorer.attributes, beside=beside
+    ) as table:
+        for name in ("metrics.json", "scatter.png"):  # of an earlier run: nobody shall take them for this one's
+            (config.out / name).unlink(missing_ok=True)
+        known = sum(row.name in table.rows for row in wanted)
+        if known:
+            print(f"{known} of {len(wanted)} images were scored before")
+        files = {row.name: config.root / row.name for row in wanted}
+        unreadable = score_files(scorer, files, table, read=row_without_distortions)
+        return {name: row.score for name, row in table.rows.items()}, unreadable
+
+
+def row_without_distortions(name: str, result: FileScore) -> ScoreRow | str:
+    """What the table holds of a result."""
+    return row_of(name, result._replace(distortions=None))
+
+
+def adopt_run(config: Config) -> None:
+    """Scores of a version that kept what made them in run.json go on; this goes with the next version."""
+    old = config.out / "run.json"
+    if old.exists():
+        identity = json.loads(old.read_text(encoding="utf-8"))["identity"]
+        write_json(config.out / "scores.csv.meta.json", {"kind": "attriqa scores", "identity": identity})
+        old.unlink()
 
 
 def find_black(config: Config, rows: Sequence[Row]) -> list[str]:
     """Names of the images that are all black, as safety checkers leave them."""
-    found = []
-    for row in tqdm(rows, unit="image", desc="looking for black images", disable=None):
-        try:
-            if is_blank(config.root / row.name):
-                found.append(row.name)
-        except ImageError as error:  # scored by an earlier run, and changed since
-            raise DataError(f"{error}; it was scored when it could be read") from error
-    return found
+    try:
+        return black_images([row.name for row in rows], config.root)
+    except ImageError as error:  # scored by an earlier run, and changed since
+        raise DataError(f"{error}; it was scored when it could be read") from error
 
 
 def agreement(x: Floats, y: Floats, config: Config) -> dict[str, Any]:
@@ -240,10 +219,9 @@ def per_generator(rows: Sequence[Row], x: Floats, y: Floats, config: Config) -> 
 def within_prompt(rows: Sequence[Row], x: Floats, y: Floats, config: Config) -> dict[str, Any]:
     """SROCC among a prompt's images, averaged over prompts of 3 images and more; accuracy on same-prompt pairs."""
     prompts = np.array([row.prompt for row in rows])
-    values, undefined, pairs = [], 0, []
+    values, undefined = [], 0
     for prompt in np.unique(prompts):
         members = np.flatnonzero(prompts == prompt)
-        pairs += [(i, j) for i, j in combinations(members, 2) if y[i] != y[j]]
         if len(members) >= 3:
             try:
                 values.append(metrics.srocc(x[members], y[members]))
@@ -253,22 +231,25 @@ def within_prompt(rows: Sequence[Row], x: Floats, y: Floats, config: Config) -> 
     rng = np.random.default_rng(config.seed)
     low, high = metrics.mean_interval(values, rng=rng, resamples=RESAMPLES) if len(values) > 1 else (None, None)
     result |= {"srocc_within_prompt_low": low, "srocc_within_prompt_high": high}
-    result |= {"prompts_within": len(values), "prompts_undefined": undefined, "pairs": len(pairs)}
-    first, second = [list(side) for side in zip(*pairs, strict=True)] if pairs else ([], [])
-    accuracy = metrics.pair_accuracy(x[first], x[second], y[first], y[second]) if pairs else None
-    low, high = metrics.wilson(accuracy * len(pairs), len(pairs)) if accuracy is not None else (None, None)
-    return result | {"pair_accuracy": accuracy, "pair_accuracy_low": low, "pair_accuracy_high": high}
+    result |= {"prompts_within": len(values), "prompts_undefined": undefined}
+    pairs = [pair for pair in same_prompt_pairs([row.name for row in rows], prompts.tolist(), y) if pair.preference]
+    score = dict(zip((row.name for row in rows), x, strict=True))
+    right = correctness(pairs, [score[pair.image_a] for pair in pairs], [score[pair.image_b] for pair in pairs])
+    accuracy = float(right.mean()) if pairs else None
+    low, high = metrics.wilson(float(right.sum()), len(pairs)) if pairs else (None, None)
+    result |= {"pairs": len(pairs), "pair_accuracy": accuracy}
+    return result | {"pair_accuracy_low": low, "pair_accuracy_high": high}
 
 
 def evaluate(
     config: Config,
-    scorer: "attriqa.QualityReward",
+    scorer: attriqa.QualityReward,
     rows: Sequence[Row],
-    scores: dict[str, list[float]],
+    scores: dict[str, float],
     black: Sequence[str],
 ) -> dict[str, Any]:
     """All of metrics.json but what was left out; the ``black`` images count, as in the protocol, and once do not."""
-    x, y = np.array([scores[row.name][0] for row in rows]), np.array([row.mos for row in rows])
+    x, y = np.array([scores[row.name] for row in rows]), np.array([row.mos for row in rows])
     overall = agreement(x, y, config)
     if "undefined" in overall:
         raise DataError(f"no correlation: {overall['undefined']}")
@@ -297,24 +278,15 @@ def evaluate(
     }
 
 
-def span(values: dict[str, Any], name: str) -> str:
-    """``0.612 [0.580, 0.641]``."""
-    if values.get(name) is None:
-        return "undefined"
-    value, low, high = (values[name + end] for end in ("", "_low", "_high"))
-    return f"{value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None else "")
-
-
 def show(result: dict[str, Any]) -> None:
     """Print what metrics.json holds."""
-    print(
-        f"\nAGIQA-3K, quality. {result['protocol']}\nmodel {result['identity']}; [95 % bootstrap interval over images]"
-    )
+    print(f"\nAGIQA-3K, quality. {result['protocol']}")
+    print(f"model {result['identity']}; [95 % bootstrap interval over images]")
     print(f"\n{'':22}{'n':>5}  {'SROCC':22}{'PLCC':22}{'PLCC fitted':22}{'KROCC':22}RMSE")
     parts = {"all": result, "no AttnGAN, no GLIDE": result["without_attngan_glide"]}
     parts |= {"all but black ones": result["without_black"]} if result["black_images"] else {}
     for title, values in parts.items():
-        cells = "".join(f"{span(values, name):22}" for name in metrics.STATISTICS)
+        cells = "".join(f"{estimate(values, name):22}" for name in metrics.STATISTICS)
         print(f"{title:22}{values['n']:>5}  {values.get('undefined', cells)}".rstrip())
         if values.get("logistic_failure"):
             print(f"  the logistic fit failed, PLCC fitted and RMSE are of raw scores: {values['logistic_failure']}")
@@ -326,33 +298,36 @@ def show(result: dict[str, Any]) -> None:
     for name, entry in result["per_generator"].items():
         why = f" ({entry['undefined']})" if "undefined" in entry else ""
         means = f"{entry['mean_mos']:<10.3f}{entry['mean_score']:<12.3f}"
-        print(f"{name:22}{entry['n']:>5}  {means}{span(entry, 'srocc')}{why}")
+        print(f"{name:22}{entry['n']:>5}  {means}{estimate(entry, 'srocc')}{why}")
+    within, found = estimate(result, "srocc_within_prompt"), estimate(result, "pair_accuracy")
     print(
-        f"\nwithin a prompt: mean SROCC {span(result, 'srocc_within_prompt')}, over {result['prompts_within']} prompts "
-        f"of 3 images and more ({result['prompts_undefined']} more with all equal)\nsame-prompt pairs: the better one "
-        f"found in {span(result, 'pair_accuracy')} of {result['pairs']:,} (Wilson; pairs share images, so too narrow)"
+        f"\nwithin a prompt: mean SROCC {within}, over {result['prompts_within']} prompts of 3 images and more "
+        f"({result['prompts_undefined']} more with all equal)\nsame-prompt pairs: the better one found in {found} of "
+        f"{result['pairs']:,} (Wilson; pairs share images, so too narrow)"
     )
     print(f"\npublished: {PEER_PROTOCOL}")
-    for name, (srocc, plcc) in (PEERS | {"(ours": (result["srocc"], result["plcc"])}).items():
+    for name, (srocc, plcc) in {**PEERS, "(ours": (result["srocc"], result["plcc"])}.items():
         print(f"  {name:12}SROCC {srocc:.3f}  PLCC {plcc:.3f}" + (", as said above)" if name == "(ours" else ""))
 
 
-def plot(config: Config, result: dict[str, Any], rows: Sequence[Row], scores: dict[str, list[float]]) -> None:
+def plot(config: Config, result: dict[str, Any], rows: Sequence[Row], scores: dict[str, float]) -> None:
     """Write scatter.png: score against mos, by generator setting, with the means of each and the fitted logistic."""
     figure = Figure(figsize=(9, 5.6), layout="constrained")
     axes = figure.add_subplot()
     if result["logistic"]:
-        line = np.sort([scores[row.name][0] for row in rows])
+        line = np.sort([scores[row.name] for row in rows])
         curve = metrics.LogisticFit(**result["logistic"])(line)
         axes.plot(line, curve, color="black", linewidth=1.5, label="fitted logistic")
     for name, entry in result["per_generator"].items():
-        x, y = np.transpose([(scores[row.name][0], row.mos) for row in rows if row.generator == name])
+        x, y = np.transpose([(scores[row.name], row.mos) for row in rows if row.generator == name])
         axes.scatter(x, y, s=10, alpha=0.45, linewidths=0, color=GENERATORS[name], zorder=1)
         label = f"{name} ({entry['n']})"
         axes.plot(x.mean(), y.mean(), "o", color=GENERATORS[name], ms=11, mec="white", mew=1.5, label=label)
     axes.set(xlabel=f"score of {result['identity']}", ylabel="mean opinion score of quality")
-    title = f"AGIQA-3K, {len(rows):,} of {OFFICIAL:,} images\nSROCC {span(result, 'srocc')}, PLCC after the logistic "
-    axes.set_title(title + span(result, "plcc_fitted"), loc="left", fontsize=11)
+    title = (
+        f"AGIQA-3K, {len(rows):,} of {OFFICIAL:,} images\nSROCC {estimate(result, 'srocc')}, PLCC after the logistic "
+    )
+    axes.set_title(title + estimate(result, "plcc_fitted"), loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right center", frameon=False, title="mean of generator (images)", fontsize=9)
     with atomic_path(config.out / "scatter.png") as temporary:
@@ -370,8 +345,10 @@ def run(config: Config) -> None:
         scorer = make_scorer(config)
     except (OSError, ValueError) as error:
         raise DataError(f"--model {config.model}: {error}") from error
-    scores = open_scores(config, scorer.identity, scorer.attributes, rows)
-    unreadable = score(config, scorer, wanted, scores)
+    try:
+        scores, unreadable = score(config, scorer, rows, wanted)
+    except TableError as error:
+        raise DataError(f"{error}; or choose another --out") from error
     refuse_or_tell(config, unreadable)
     wanted = [row for row in wanted if row.name not in unreadable]
     result = evaluate(config, scorer, wanted, scores, find_black(config, wanted))

@@ -43,6 +43,7 @@ from attriqa.evaluation.attacks import (
     summarise_gains,
     to_8_bits,
 )
+from attriqa.evaluation.text_tables import estimate, markdown
 from attriqa.files import atomic_path, write_json
 from attriqa.judges import NAMES, load_judge
 from attriqa.models.views import View
@@ -172,29 +173,21 @@ def summarise(config: Config, before: dict[str, list[float]], results: list[dict
     )
     print(f"{protocol}\n\nHow far each scorer is pushed, mean [95 % interval]:\n")
     columns = [(method, budget) for budget in config.budgets for method in METHODS]
-    print(_line(["attacked", *(f"{method} {budget}/255" for method, budget in columns)]))
-    print(_line(["---", *("---:" for _ in columns)]))
     by_cell = {(row["target"], row["method"], row["budget"]): row["told"] for row in rows}
-    for name in before:
-        print(_line([name, *(_cell(by_cell[name, *column][name]) for column in columns)]))
+    pushed = [[name, *(_cell(by_cell[name, *column][name]) for column in columns)] for name in before]
+    print(markdown(["attacked", *(f"{method} {budget}/255" for method, budget in columns)], pushed))
     largest = max(config.budgets)
     print(f"\nWhat all of them make of it, PGD {largest}/255, rows are attacked:\n")
-    print(_line(["attacked", *before]))
-    print(_line(["---", *("---:" for _ in before)]))
-    for name in before:
-        print(_line([name, *(_cell(by_cell[name, "pgd", largest][other]) for other in before)]))
+    others = [[name, *(_cell(by_cell[name, "pgd", largest][other]) for other in before)] for name in before]
+    print(markdown(["attacked", *before], others))
     write_json(
         config.out / "metrics.json",
         {"protocol": protocol, "n": config.n, "clean": before, "clean_sd": scale, "attacks": rows},
     )
 
 
-def _cell(told: dict[str, float]) -> str:
-    return f"{told['in_sd']:+.1f} [{told['in_sd_low']:+.1f}, {told['in_sd_high']:+.1f}]"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _cell(gain: dict[str, float]) -> str:
+    return estimate(gain, "in_sd", "+.1f")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from attriqa import ATTRIBUTES, QualityReward
-from attriqa.config import opt, parse_config, required
-from attriqa.evaluation.probes import DepartureRow, follow_departures, follow_ramps
+from attriqa.config import opt, required, run_command
+from attriqa.evaluation.probes import follow_departures, follow_ramps, unseen_photos
+from attriqa.evaluation.text_tables import markdown
 from attriqa.files import write_json
 
 
@@ -38,58 +39,37 @@ class Config:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
-    config = parse_config(Config, argv, __doc__)
+    run_command({"": run}, argv, __doc__)
+
+
+def run(config: Config) -> None:
+    """The recipe, after its command line."""
     reward = QualityReward(config.model, view="full" if config.side is None else "native")
-    photos = sorted(path for path in config.photos.glob(config.pattern) if path.is_file())
-    if not config.all_photos:
-        held_out = set(reward.provenance["ramp_test_photos"])
-        photos = [path for path in photos if path.name in held_out]
-    if not photos:
-        raise SystemExit(
-            f"photos: no usable photo in {config.photos} (held-out photos of the model, unless --all-photos)"
-        )
-    photos = photos[: 2 if config.smoke else None]
+    held_out = None if config.all_photos else set(reward.provenance["ramp_test_photos"])
+    photos = unseen_photos(config.photos, config.pattern, held_out)[: 2 if config.smoke else None]
     with torch.no_grad():
-        table = follow_ramps(
-            lambda images: reward.assess(images).attributes, photos, seed=config.seed, shorter_edge=config.side
-        )
-        departures = follow_departures(
-            lambda images: reward.assess(images).score, photos, seed=config.seed, shorter_edge=config.side
-        )
+        given: dict[str, Any] = {"photos": photos, "seed": config.seed, "shorter_edge": config.side}
+        table = follow_ramps(lambda images: reward.assess(images).attributes, **given)
+        departures = follow_departures(lambda images: reward.assess(images).score, **given)
     kind = "any photos" if config.all_photos else "photos that the heads have not seen"
     size = "" if config.side is None else f" of {config.side} px"
     protocol = f"ramps of 9 levels on {table.photos} {kind}{size}"
     print(f"{reward.identity}\n{protocol}\n")
-    print_table("mean SROCC between level (rows) and head (columns)", table.srocc)
-    print_table("mean change of the head from level 0 to level 1", table.change)
-    print_departures(departures)
-    record: dict[str, Any] = {
-        "model": reward.identity,
-        "protocol": protocol,
-        "n": table.photos,
-        "attributes": list(ATTRIBUTES),
+    tables = {
+        "mean SROCC between level (rows) and head (columns)": table.srocc,
+        "mean change of the head from level 0 to level 1": table.change,
     }
-    record |= {"srocc": table.srocc, "change": table.change}
-    record["departures"] = {name: row._asdict() for name, row in departures.items()}
-    write_json(config.out / "metrics.json", record)
-
-
-def print_table(title: str, rows: list[list[float]]) -> None:
-    """A 5 x 5 table in Markdown, ready for a model card."""
-    print(f"{title}\n\n| ramp | {' | '.join(ATTRIBUTES)} |\n|---{'|---:' * len(ATTRIBUTES)}|")
-    for name, row in zip(ATTRIBUTES, rows, strict=True):
-        print(f"| {name} | " + " | ".join(f"{value:+.3f}" for value in row) + " |")
-    print()
-
-
-def print_departures(rows: dict[str, DepartureRow]) -> None:
-    """What the score makes of each departure, in Markdown."""
+    for title, rows in tables.items():
+        cells = [[name, *(f"{value:+.3f}" for value in row)] for name, row in zip(ATTRIBUTES, rows, strict=True)]
+        print(f"{title}\n\n{markdown(['ramp', *ATTRIBUTES], cells)}\n")
     print("departures: mean SROCC of severity and score, sign turned; share of photos that score above theirs from")
     print("severity 0.5 on; mean fall of the score at 0.5\n")
-    print("| departure | SROCC | above | fall |\n|---|---:|---:|---:|")
-    for name, row in rows.items():
-        print(f"| {name} | {row.srocc:+.3f} | {row.first:.2f} | {row.loss:+.3f} |")
-    print()
+    falls = [[name, f"{row.srocc:+.3f}", f"{row.first:.2f}", f"{row.loss:+.3f}"] for name, row in departures.items()]
+    print(markdown(["departure", "SROCC", "above", "fall"], falls) + "\n")
+    about = {"model": reward.identity, "protocol": protocol, "n": table.photos, "attributes": ATTRIBUTES}
+    measured: dict[str, Any] = {"srocc": table.srocc, "change": table.change}
+    measured |= {"departures": {name: row._asdict() for name, row in departures.items()}}
+    write_json(config.out / "metrics.json", about | measured)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,11 @@ a run failed (it is named, the others are finished); 130 if interrupted.
 """
 
 import dataclasses
-import json
 import shlex
 import signal
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -34,12 +32,14 @@ from attriqa.data.datasets import READERS, Dataset, read_dataset
 from attriqa.data.leaks import check_leak
 from attriqa.data.splits import official_fold
 from attriqa.evaluation import metrics
-from attriqa.evaluation.bootstrap import median_of_folds
+from attriqa.evaluation.bootstrap import fold_spread
 from attriqa.evaluation.papers import published, studies
-from attriqa.evaluation.papers.runs import RunError, execute, locked, words_of
+from attriqa.evaluation.papers.runs import RunError, execute, locked, read_folds, words_of
 from attriqa.evaluation.papers.studies import Study, StudyName
+from attriqa.evaluation.text_tables import estimate, markdown
 from attriqa.files import as_dict, atomic_path, write_json
 
+Rows = list[dict[str, Any]]
 Folds = Sequence[dict[str, Any]]  # each as fine-tuning writes it
 Experiment = Literal["in-domain", "cross", "data-efficient", "linear-probe", StudyName]
 VIEWS = ("five_crop", "full")  # the papers' way of testing, and the whole image
@@ -52,6 +52,9 @@ TITLES: dict[str, str] = {
     "data-efficient": "Data-efficient: a share of the training side, the test side as in-domain",
     "linear-probe": "Linear probe: frozen encoder",
 }
+HEADS = (
+    *("data", "protocol", "n train", "n test", "SROCC", "PLCC", "PLCC fitted", "cosine", "published: SROCC / PLCC"),
+)
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,20 @@ def command(config: Config, run: Run) -> list[str]:
     words += ["--mode", "linear" if run.variant == "linear" else "full"]
     words += ["--fraction", f"{run.fraction:g}"] if run.fraction < 1 else []
     words += ["--test", *(f"{name}={config.roots()[name]}" for name in run.tests)] if run.tests else []
-    return [*words, "--seed", str(config.seed), *(["--smoke"] if config.smoke else []), *shlex.split(config.finetune)]
+    return [*words, "--seed", str(config.seed), *["--smoke"] * config.smoke, *shlex.split(config.finetune)]
+
+
+def study_command(config: Config, study: Study) -> list[str]:
+    """Likewise of a study."""
+    words = [*words_of(TRAINING / study.recipe, config.launcher), *study.words, *studies.start_of(study, config.out)]
+    words += [
+        "--out",
+        str(study.folder(config.out)),
+        "--seed",
+        str(config.seed),
+        *(["--smoke"] if config.smoke else []),
+    ]
+    return [*words, *(shlex.split(config.study) if study.after is None else [])]  # what it starts from has them
 
 
 def refuse_leaks(config: Config, data: dict[str, Dataset], runs: Sequence[Run]) -> None:
@@ -175,13 +191,7 @@ def results(run: Run) -> list[dict[str, Any]]:
     Raises:
         RunError: it is not finished, or its metrics.json lacks what this recipe reads.
     """
-    path = run.folder / "metrics.json"
-    try:
-        folds = [fold for fold in json.loads(path.read_text(encoding="utf-8"))["folds"] if "five_crop" in fold]
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"no results in {path} ({type(error).__name__}: {error})") from error
-    if len(folds) != run.folds:
-        raise RunError(f"{path}: expected {run.folds} tested folds, found {len(folds)}")
+    folds = read_folds(run.folder, run.folds, key="five_crop")
     numbers = [name + end for name in metrics.STATISTICS for end in ("", "_low", "_high")] + ["n"]
     for fold in folds:
         parts = {view: fold.get(view, {}) for view in VIEWS}
@@ -190,28 +200,23 @@ def results(run: Run) -> list[dict[str, Any]]:
         wanted.append(("fold", "n_train", fold.get("n_train")))
         lacking = [f"{part}.{key}" for part, key, value in wanted if not isinstance(value, int | float)]
         if lacking:
-            raise RunError(f"{path}, {fold.get('fold')}: no number as {', '.join(lacking[:5])}")
+            raise RunError(f"{run.folder / 'metrics.json'}, {fold.get('fold')}: no number as {', '.join(lacking[:5])}")
     return folds
 
 
-def obtain(config: Config, run: Run, lock: int | None, bar: "tqdm[Any]") -> list[dict[str, Any]]:
-    """The folds of a run, which is carried out unless it was."""
-    with suppress(RunError):
-        return results(run)
-    execute(command(config, run), run.folder, lock, partial(advance, bar, int(bar.n), run.folder, run.folds))
-    return results(run)
-
-
-def obtain_study(config: Config, study: Study, lock: int | None, bar: "tqdm[Any]") -> list[dict[str, Any]]:
-    """The splits of a study, which is carried out unless it was."""
-    with suppress(RunError):
-        return studies.folds_of(study, config.out, splits=config.splits)
-    folder = study.folder(config.out)
-    words = [*words_of(TRAINING / study.recipe, config.launcher), *study.words, *studies.start_of(study, config.out)]
-    words += ["--out", str(folder), "--seed", str(config.seed), *(["--smoke"] if config.smoke else [])]
-    words += shlex.split(config.study) if study.after is None else []  # what it starts from has them
-    execute(words, folder, lock, partial(advance, bar, int(bar.n), folder, config.splits))
-    return studies.folds_of(study, config.out, splits=config.splits)
+def obtain(config: Config, work: Run | Study, lock: int | None, bar: "tqdm[Any]") -> Rows:
+    """The table rows of a run or a study, which is carried out unless it was."""
+    if isinstance(work, Run):
+        folder, count, words, read = work.folder, work.folds, command(config, work), partial(results, work)
+    else:
+        folder, count, words = work.folder(config.out), config.splits, study_command(config, work)
+        read = partial(read_folds, folder, count)
+    try:
+        folds = read()
+    except RunError:
+        execute(words, folder, lock, partial(advance, bar, int(bar.n), folder, count))
+        folds = read()
+    return list(rows_of(config, work, folds) if isinstance(work, Run) else studies.rows_of(work, folds, path=folder))
 
 
 def advance(bar: "tqdm[Any]", before: int, folder: Path, folds: int) -> None:
@@ -219,9 +224,9 @@ def advance(bar: "tqdm[Any]", before: int, folder: Path, folds: int) -> None:
     bar.update(before + min(folds, len(list(folder.glob("*/metrics.json")))) - bar.n)
 
 
-def run_all(config: Config, runs: Sequence[Run], lock: int | None) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def run_all(config: Config, runs: Sequence[Run], lock: int | None) -> tuple[Rows, dict[str, str]]:
     """Run what is not finished; give the table rows of each run, and why others failed."""
-    rows: list[dict[str, Any]] = []
+    rows: Rows = []
     failed: dict[str, str] = {}
     works: list[Run | Study] = [*runs, *config.studies()]
     counts = [work.folds if isinstance(work, Run) else config.splits for work in works]
@@ -230,10 +235,7 @@ def run_all(config: Config, runs: Sequence[Run], lock: int | None) -> tuple[list
             title, begin = f"{work.variant}/{work.name}", bar.n
             bar.set_description(title)
             try:
-                if isinstance(work, Run):
-                    rows += rows_of(config, work, obtain(config, work, lock, bar))
-                else:
-                    rows += studies.rows_of(work, obtain_study(config, work, lock, bar), path=work.folder(config.out))
+                rows += obtain(config, work, lock, bar)
             except RunError as error:
                 failed[title] = str(error)
                 tqdm.write(f"failed: {title}: {error}", file=sys.stderr)
@@ -248,12 +250,8 @@ def summary(folds: Folds) -> dict[str, Any]:
     """Median of each statistic over folds; the interval is over folds, or over images where there is one fold."""
     values: dict[str, Any] = {"n": statistics.median(fold["n"] for fold in folds)}
     for name in metrics.STATISTICS:
-        ends = f"{name}_low", f"{name}_high"
-        if len(folds) > 1:
-            middle = median_of_folds([fold[name] for fold in folds])
-            values |= {name: middle.median, ends[0]: middle.low, ends[1]: middle.high}
-        else:
-            values |= {key: folds[0][key] for key in (name, *ends)}
+        one = {key: folds[0][key] for key in (name, f"{name}_low", f"{name}_high")}
+        values |= fold_spread(name, [fold[name] for fold in folds]) if len(folds) > 1 else one
         values[f"{name}_folds"] = [fold[name] for fold in folds]
     return values
 
@@ -286,33 +284,27 @@ def rows_of(config: Config, run: Run, folds: Folds) -> Iterator[dict[str, Any]]:
         yield {"experiment": "cross", **about, "test": test, **values}
 
 
-def cell(values: dict[str, Any], name: str) -> str:
-    """``0.612 [0.580, 0.641]``."""
-    return f"{values[name]:.3f} [{values[name + '_low']:.3f}, {values[name + '_high']:.3f}]"
-
-
 def table(config: Config, rows: Sequence[dict[str, Any]]) -> str:
     """One Markdown table for each experiment, in the order of the command line."""
     lines = ["# Benchmark", ""]
     if config.smoke:
         lines += ["A run with --smoke: its numbers say nothing.", ""]
-    head = "| data | protocol | n train | n test | SROCC | PLCC | PLCC fitted | cosine | published: SROCC / PLCC |"
     for experiment in config.experiments:
         mine = [row for row in rows if row["experiment"] == experiment]
         if mine and experiment in studies.STUDIES:
             lines += studies.table(experiment, mine)
         if not mine or experiment in studies.STUDIES:
             continue
-        lines += [f"## {TITLES[experiment]}", "", head, "|---|---|---:|---:|---:|---:|---:|---:|---|"]
+        cells = []
         for row in mine:
-            values = row["five_crop"]
-            cells = [row["data"] if row["test"] == row["data"] else f"{row['data']} > {row['test']}", row["protocol"]]
-            cells += [f"{row['n_train']:g}", f"{values['n']:g}"]
-            cells += [cell(values, name) for name in ("srocc", "plcc", "plcc_fitted")]
+            values, data = row["five_crop"], row["data"] + (f" > {row['test']}" if row["test"] != row["data"] else "")
             pair = [row.get(key) for key in ("feature_cosine", "published_feature_cosine")]
-            cells.append(" / ".join(f"{value:.3f}" for value in pair if value is not None))
-            cells.append("; ".join(map(reported, row["published"])) or "none")
-            lines.append(f"| {' | '.join(cells)} |")
+            cosines = " / ".join(f"{value:.3f}" for value in pair if value is not None)
+            counts = [f"{row['n_train']:g}", f"{values['n']:g}"]
+            numbers = [estimate(values, name) for name in ("srocc", "plcc", "plcc_fitted")]
+            shown = "; ".join(map(reported, row["published"])) or "none"
+            cells.append([data, row["protocol"], *counts, *numbers, cosines, shown])
+        lines += [f"## {TITLES[experiment]}", "", markdown(HEADS, cells, "llrrrrrrl")]
         sources = {figure["source"]: figure["protocol"] for row in mine for figure in row["published"]}
         lines += ["", *(f"- {source}: {protocol}" for source, protocol in sources.items()), ""]
     lines += [

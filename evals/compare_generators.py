@@ -36,11 +36,13 @@ from attriqa.data.datasets import read_agiqa
 from attriqa.evaluation.preferences.files import match_images, prompts_by_name, read_image_prompts
 from attriqa.evaluation.preferences.generator_report import compare, comparison_text
 from attriqa.evaluation.preferences.generators import Generator
+from attriqa.evaluation.score_files import row_of, score_files
 from attriqa.evaluation.score_table import ScoreRow, ScoreTable, path_text
 from attriqa.files import as_dict, write_json
 from attriqa.images.forms import are_blank
 from attriqa.models.assessment import Assessment
 from attriqa.pages.comparison import write_comparison_page
+from attriqa.reward import FileScore
 
 BLACK = "all black, as safety checkers leave an image"
 SMOKE = 8
@@ -212,21 +214,26 @@ def score(config: Config, scorer: attriqa.QualityReward, entry: Source) -> Score
     """Score a generator's images that OUT/scores/NAME.csv lacks, and tell those that have no score."""
     with open_table(config, scorer, entry) as table:
         black = {key for key, reason in table.errors.items() if reason == BLACK}
-        files = zip(entry.keys, entry.paths, strict=True)
-        todo = [(key, file) for key, file in files if key not in table.rows and key not in black]
-        if len(todo) < len(entry.keys):
-            print(f"{entry.name}: {len(entry.keys) - len(todo):,} of {len(entry.keys):,} images were looked at before")
-        if todo:
-            score_rest(config, scorer, table, todo)
+        files = {
+            key: file for key, file in zip(entry.keys, entry.paths, strict=True) if key not in {*table.rows, *black}
+        }
+        if len(files) < len(entry.keys):
+            print(f"{entry.name}: {len(entry.keys) - len(files):,} of {len(entry.keys):,} images were looked at before")
+        if files:
+            score_files(scorer, files, table, title=entry.name, threads=config.threads, read=row_unless_black)
         left_out = {key: table.errors[key] for key in entry.keys if key not in table.rows}
-        rows = dict(table.rows)
-    chosen = entry.keep([place for place, key in enumerate(entry.keys) if key in rows])
+    chosen = entry.keep([place for place, key in enumerate(entry.keys) if key in table.rows])
     if not chosen.keys:
         reason = next(iter(left_out.values()))
         raise ValueError(f"{entry.name}: none of its {len(entry.keys):,} images can be used: {reason}")
-    values = np.array([rows[key].values for key in chosen.keys])
+    values = np.array([table.rows[key].values for key in chosen.keys])
     opinions = None if chosen.opinions is None else np.array(chosen.opinions)
     return Scored(Generator(entry.name, list(map(str, chosen.paths)), chosen.prompts, values, opinions), left_out)
+
+
+def row_unless_black(key: str, result: FileScore) -> ScoreRow | str:
+    """What the table holds of a result."""
+    return BLACK if result.score == -math.inf else row_of(key, result)
 
 
 def open_table(config: Config, scorer: attriqa.QualityReward, entry: Source) -> ScoreTable:
@@ -262,24 +269,6 @@ def modified(file: Path) -> float:
         return file.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def score_rest(
-    config: Config, scorer: attriqa.QualityReward, table: ScoreTable, todo: Sequence[tuple[str, Path]]
-) -> None:
-    """Score files into the table, and note those that have no score."""
-    results = scorer.score_files((file for _, file in todo), threads=config.threads)
-    bar = tqdm(zip(todo, results, strict=True), total=len(todo), desc=table.path.stem, unit="image", disable=None)
-    for (key, _), result in bar:
-        values = (*(result.attributes or ()), *(result.distortions or ()))
-        if result.error is not None or result.score is None:
-            table.add_error(key, result.error or "the model gave no score")
-        elif result.score == -math.inf:
-            table.add_error(key, BLACK)
-        elif not np.isfinite([result.score, *values]).all():
-            table.add_error(key, "the model gave no finite score")
-        else:
-            table.add(ScoreRow(key, result.score, result.attributes or (), result.distortions or ()))
 
 
 def notes_on(scored: Sequence[Scored]) -> list[str]:

@@ -32,8 +32,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from attriqa import QualityReward, images
-from attriqa.config import claim_folder, opt, parse_config, required
+from attriqa.config import claim_folder, opt, required, run_command
 from attriqa.distortions import distort_seeded, find_distortion
+from attriqa.evaluation.probes import unseen_photos
+from attriqa.evaluation.text_tables import markdown
 from attriqa.explain import overlay, saliency
 from attriqa.files import atomic_path, write_json
 
@@ -77,18 +79,12 @@ class Config:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure what is not measured yet, print, write."""
-    config = parse_config(Config, argv, __doc__)
-    try:
-        run(config)
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from None
+    run_command({"": run}, argv, __doc__)
 
 
 def run(config: Config) -> None:
     """The recipe, after its command line."""
-    photos = sorted(path for path in config.photos.glob(config.pattern) if path.is_file())
-    if not photos:
-        raise ValueError(f"photos: expected files that match {config.pattern!r} in {config.photos}, found none")
+    photos = unseen_photos(config.photos, config.pattern, None)
     order = np.random.default_rng(config.seed).permutation(len(photos))
     photos = [photos[index] for index in order[: 2 if config.smoke else config.most]]
     reward = QualityReward(config.model, view="full")
@@ -225,9 +221,8 @@ def report(told: dict[str, dict[str, Any]], identity: str, protocol: str) -> Non
 
 
 def _table(told: dict[str, dict[str, Any]], names: Sequence[str], heads: Sequence[str]) -> None:
-    print(f"| distortion | {' | '.join(heads)} |\n|---{'|---:' * len(heads)}|")
-    for kind, numbers in told.items():
-        print(f"| {kind} | " + " | ".join(f"{numbers[name]:.3f}" if name in numbers else "" for name in names) + " |")
+    rows = [[kind, *(f"{row[name]:.3f}" if name in row else "" for name in names)] for kind, row in told.items()]
+    print(markdown(["distortion", *heads], rows))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from attriqa.config import claim_folder, opt, required, run_command
 from attriqa.data.datasets import read_agiqa
 from attriqa.evaluation.preferences import pairs
 from attriqa.evaluation.preferences.files import (
+    black_images,
     image_name,
     is_blank,
     match_scores,
@@ -42,7 +43,8 @@ from attriqa.evaluation.preferences.files import (
 from attriqa.evaluation.preferences.pair_report import agreement_text, draw_margins, published_pairs
 from attriqa.evaluation.preferences.pairs import JudgedPair
 from attriqa.evaluation.preferences.votes import Vote, left_share, read_votes, tally_votes, win_rate
-from attriqa.evaluation.score_table import ScoreRow, ScoreTable
+from attriqa.evaluation.score_files import score_files
+from attriqa.evaluation.score_table import ScoreTable
 from attriqa.files import as_dict, atomic_path, write_json
 from attriqa.pages.ab import ABPair, write_ab_page
 
@@ -228,7 +230,7 @@ def collect(config: Collect) -> None:
     listed = read_pairs(config.pairs, judged=False)[: SMOKE_PAIRS if config.smoke else None]
     folder = config.pairs.parent
     refuse_missing(listed, folder)
-    black = [name for pair in listed for name in pair[:2] if is_blank(folder / name)]
+    black = black_images((name for pair in listed for name in pair[:2]), folder)
     if black:
         raise ValueError(f"{len(black)} pictures are all black, nobody can compare them: {', '.join(black[:5])}")
     shown = [ABPair(f"{pair.image_a} | {pair.image_b}", *pair[:3]) for pair in listed]
@@ -277,7 +279,7 @@ def score(config: Score) -> None:
         judged = judged[:SMOKE_PAIRS]
     refuse_missing(judged, folder)
     names = list(dict.fromkeys(name for pair in judged for name in pair[:2]))
-    blank = {name for name in tqdm(names, desc="looking for black images", disable=None) if is_blank(folder / name)}
+    blank = set(black_images(names, folder))
     kept = [pair for pair in judged if not blank & {pair.image_a, pair.image_b}]
     if not kept:
         raise ValueError(f"expected pairs without an all-black image, got none of {len(judged)}")
@@ -364,14 +366,11 @@ def model_scores(config: Score, name: str, model: str, names: Sequence[str], fol
     path = config.out / "scores" / f"{name}.csv"
     columns = ("path", *reward.names)
     with ScoreTable(path, reward.identity, version=attriqa.__version__, columns=columns) as table:
-        todo = [image for image in names if image not in table.rows]
-        if len(todo) < len(names):
-            print(f"{name}: {len(names) - len(todo)} of {len(names)} images were scored before")
-        results = reward.score_files(folder / image for image in todo)
-        for image, result in tqdm(zip(todo, results, strict=True), total=len(todo), unit="image", disable=None):
-            if result.score is None or result.attributes is None:
-                raise ValueError(f"{folder / image}: {result.error}")
-            table.add(ScoreRow(image, result.score, result.attributes, result.distortions or ()))
+        known = sum(image in table.rows for image in names)
+        if known:
+            print(f"{name}: {known} of {len(names)} images were scored before")
+        for image, reason in score_files(reward, {image: folder / image for image in names}, table, title=name).items():
+            raise ValueError(f"{folder / image}: {reason}")
         return {image: table.rows[image].score for image in names}
 
 

@@ -2,8 +2,7 @@
 
 import runpy
 import warnings
-from pathlib import Path
 
 if __name__ == "__main__":
     warnings.warn("evals/speed.py is now evals/speed/score.py", DeprecationWarning, stacklevel=1)
-    runpy.run_path(str(Path(__file__).with_name("speed") / "score.py"), run_name="__main__")
+    runpy.run_path(__file__.removesuffix(".py") + "/score.py", run_name="__main__")

@@ -1,161 +1,29 @@
+"""Result files: plain JSON, and files that are there whole or not at all."""
+
 import errno
 import json
 import os
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from attriqa.config import opt, parse_config, required
 from attriqa.files import as_dict, atomic_path, write_json
 
 
-@dataclass(frozen=True)
-class Config:
-    data: Path = required("the folder of photos")
-    out: Path = opt(Path("runs/a"), "where results go")
-    epochs: int = opt(3, "passes over the data")
-    rate: float = opt(1e-4, "learning rate, per step")
-    smoke: bool = opt(False, "a size for CI")
-    flip: bool = opt(True, "mirror half of the crops, 50%")
-    view: Literal["five_crop", "full"] = opt("five_crop", "what is scored")
-    crop: Literal[224, 320] = opt(320, "crop side, px")
-    weights: tuple[float, ...] = opt((1.0, 0.5), "loss weights")
-    size: tuple[int, int] = opt((340, 340), "px")
-    limit: int | None = opt(None, "at most so many photos")
-    tag: str = opt("100%", "a name")
-    stages: tuple[int, ...] = field(default_factory=lambda: (2, 3), metadata={"help": "encoder stages"})
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"--epochs: expected at least 1, got {self.epochs}")
-
-
-def parse(*words: str) -> Config:
-    return parse_config(Config, ["--data", "photos", *words], "What it does, for 100% of the photos.")
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    with pytest.raises(SystemExit) as caught:
-        parse(*words)
-    assert caught.value.code == 2
-    return capsys.readouterr().err
-
-
-def test_defaults_are_those_of_the_dataclass() -> None:
-    assert parse() == Config(data=Path("photos"))
-
-
-def test_every_type_is_read_from_words() -> None:
-    words = "--out o --epochs 7 --rate 2.5e-3 --smoke --no-flip --view full --crop 224 --weights 1 -2 3 --size 3 4"
-    found = parse(*words.split(), "--limit", "5", "--tag", "7", "--stages", "1")
-    assert found == Config(
-        data=Path("photos"),
-        out=Path("o"),
-        epochs=7,
-        rate=2.5e-3,
-        smoke=True,
-        flip=False,
-        view="full",
-        crop=224,
-        weights=(1.0, -2.0, 3.0),
-        size=(3, 4),
-        limit=5,
-        tag="7",
-        stages=(1,),
-    )
-    assert (type(found.out), type(found.weights[0]), type(found.tag)) == (type(Path()), float, str)
-
-
-def test_words_come_from_the_command_line_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["recipe.py", "--data", "elsewhere"])
-    assert parse_config(Config).data == Path("elsewhere")
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
-        (["--nonsense"], "unrecognized arguments: --nonsense"),
-        (["--epochs", "three"], "argument --epochs: invalid int value: 'three'"),
-        (["--epochs", "0"], "--epochs: expected at least 1, got 0"),
-        (["--view", "half"], "argument --view: invalid choice: 'half'"),
-        (["--crop", "225"], "argument --crop: invalid choice: 225"),
-        (["--size", "3"], "argument --size: expected 2 arguments"),
-        (["--weights"], "argument --weights: expected at least one argument"),
-        (["--limit", "1.5"], "argument --limit: invalid int value: '1.5'"),
-    ],
-)
-def test_wrong_words_are_refused(capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
-    assert message in refusal(capsys, *words)
-
-
-def test_a_required_field_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parse_config(Config, [])
-    assert "the following arguments are required: --data" in capsys.readouterr().err
-
-
-def test_help_names_every_field_with_its_default_once(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        parse("--help")
-    assert caught.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
-    assert "What it does, for 100% of the photos." in text
-    for line in (
-        "--data DATA the folder of photos [required]",
-        "--epochs EPOCHS passes over the data [3]",
-        "mirror half of the crops, 50% [True] --view",  # Python 3.11 and 3.12 would add the default again
-        "--tag TAG a name [100%]",
-        "encoder stages [(2, 3)]",
-        "--view {five_crop,full}",
-    ):
-        assert line in text
-
-
-@dataclass(frozen=True, kw_only=True)
-class Base:
-    """The machine. More of it."""
-
-    out: Path = required("where results go")
-    workers: int = opt(2, "processes")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Derived(Base):
-    """What a run does."""
-
-    data: str = required("the folder of photos")
-    out: Path = opt(Path("runs/b"), "where all goes")
-
-
-def test_what_is_inherited_is_read_and_listed_below_its_own_title(capsys: pytest.CaptureFixture[str]) -> None:
-    assert parse_config(Derived, ["--data", "d", "--workers", "5"]) == Derived(data="d", workers=5, out=Path("runs/b"))
-    with pytest.raises(SystemExit):
-        parse_config(Derived, ["--help"])
-    own, machine = capsys.readouterr().out.partition("options:")[2].split("The machine. More of it:")
-    assert "--data DATA the folder of photos [required]" in " ".join(own.split())
-    assert "--out" not in own, "where it was before the text and the default changed"
-    assert "--out OUT where all goes [runs/b] --workers WORKERS processes [2]" in " ".join(machine.split())
-
-
-@pytest.mark.parametrize(
-    "hint",
-    [dict, list, list[int], int | str, bytes, tuple, tuple[()], tuple[int, str], tuple[bool, ...], Literal[1, "a"]],
-)
-def test_a_type_that_no_command_line_gives_is_refused(hint: Any) -> None:
-    with pytest.raises(TypeError, match=r"odd: a field of type .* cannot be read"):
-        parse_config(dataclass(type("Odd", (), {"__annotations__": {"odd": hint}})), [])
-
-
 def test_a_config_becomes_plain_json_types() -> None:
-    plain = as_dict(parse("--limit", "4"))
-    assert plain == json.loads(json.dumps(plain))
-    assert (plain["data"], plain["out"], plain["size"], plain["limit"]) == ("photos", "runs/a", [340, 340], 4)
+    @dataclass(frozen=True)
+    class Config:
+        data: Path
+        size: tuple[int, int]
+        limit: int | None = None
+
+    plain = as_dict(Config(Path("photos"), (340, 340)))
+    assert plain == json.loads(json.dumps(plain)) == {"data": "photos", "size": [340, 340], "limit": None}
 
 
 def test_json_keeps_numpy_numbers_as_numbers(tmp_path: Path) -> None:

@@ -11,13 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-from attriqa.evaluation.metrics import Interval
-
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
 
-_TAILS = (0.025, 0.975)  # every interval is of 95 %
-_CHUNK = 2_000_000  # groups drawn at a time: 16 MB
+TAILS = (0.025, 0.975)  # every interval is of 95 %
+_CHUNK = 1_000_000  # numbers drawn at a time: 8 MB
+
+
+class Interval(NamedTuple):
+    """A two-sided 95 % confidence interval."""
+
+    low: float
+    high: float
 
 
 def group_sums(values: Floats, codes: Codes, groups: int) -> tuple[Floats, Floats]:
@@ -35,20 +40,32 @@ def group_sums(values: Floats, codes: Codes, groups: int) -> tuple[Floats, Float
     return sums, np.bincount(codes, minlength=groups).astype(np.float64)
 
 
-def draws(groups: int, *, seed: int, resamples: int) -> Iterator[Floats]:
-    """Chunks (R, groups) of a bootstrap: how often each group is in a resample; ``resamples`` rows in all."""
+def draws(
+    groups: int, *, seed: int | np.random.Generator, resamples: int, codes: Codes | None = None
+) -> Iterator[Floats]:
+    """Chunks of a bootstrap: how often each group is in a resample.
+
+    Args:
+        groups: how many there are, P.
+        seed: of the draws, or where they come from.
+        resamples: rows in all.
+        codes: (n,) the group of each member, to get how often each member is in a resample.
+
+    Yields:
+        (R, P), or with ``codes`` (R, n).
+    """
     rng = np.random.default_rng(seed)
-    rows = max(1, _CHUNK // groups)
+    rows = max(1, _CHUNK // max(groups, 0 if codes is None else codes.size))
     for start in range(0, resamples, rows):
         size = min(rows, resamples - start)
         drawn = rng.integers(0, groups, (size, groups)) + groups * np.arange(size)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=size * groups).reshape(size, groups).astype(np.float64)
+        counts = np.bincount(drawn.ravel(), minlength=size * groups).reshape(size, groups)
+        yield (counts if codes is None else counts[:, codes]).astype(np.float64)
 
 
 def interval_of(resampled: Floats) -> Interval:
     """Percentile interval of a statistic's values (R,) over resamples."""
-    low, high = np.quantile(resampled, _TAILS)
-    return Interval(float(low), float(high))
+    return Interval(*np.quantile(resampled, TAILS).tolist())
 
 
 def mean_intervals(sums: Floats, sizes: Floats, *, seed: int, resamples: int) -> list[Interval] | None:
@@ -115,7 +132,7 @@ def superiority_interval(rate: float, n_first: int, n_second: int) -> Interval:
     """
     if not 0 <= rate <= 1 or min(n_first, n_second) < 1:
         raise ValueError(f"rate, n: expected a rate in [0, 1] and sizes of at least 1, got {rate}, {n_first, n_second}")
-    z, stand_in = float(stats.norm.ppf(_TAILS[1])), (n_first + n_second) / 2 - 1
+    z, stand_in = float(stats.norm.ppf(TAILS[1])), (n_first + n_second) / 2 - 1
 
     def too_far(truth: float, found: float) -> float:
         """Above 0 where ``found`` is more than z standard deviations, of that truth, above it."""
@@ -192,5 +209,9 @@ def median_of_folds(values: Sequence[float], *, seed: int = 0, resamples: int = 
     if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
         raise ValueError(f"values: expected one or more finite numbers, got {list(values)}")
     drawn = np.random.default_rng(seed).integers(0, array.size, (resamples, array.size))
-    low, high = np.quantile(np.median(array[drawn], axis=1), (0.025, 0.975))
-    return FoldMedian(float(np.median(array)), float(low), float(high))
+    return FoldMedian(float(np.median(array)), *interval_of(np.median(array[drawn], axis=1)))
+
+
+def fold_spread(name: str, values: Sequence[float]) -> dict[str, float]:
+    """`median_of_folds` as ``NAME``, ``NAME_low`` and ``NAME_high`` of a table's row."""
+    return dict(zip((name, f"{name}_low", f"{name}_high"), median_of_folds(values), strict=True))

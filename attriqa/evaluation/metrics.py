@@ -6,31 +6,22 @@ Definitions follow the practice of the Video Quality Experts Group (VQEG); scipy
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special, stats
 
-Floats = NDArray[np.float64]
+from attriqa.evaluation.bootstrap import TAILS, Codes, Floats, Interval, draws, interval_of
+
 Labels = Sequence[object] | NDArray[np.generic]
 
 STATISTICS = ("srocc", "plcc", "plcc_fitted", "krocc", "rmse")
-_TAILS = (0.025, 0.975)  # every interval is of 95 %
-_CHUNK = 1_000_000  # points drawn at a time: about 8 MB per temporary array
 
 
 class FitWarning(UserWarning):
     """The logistic fit failed, and raw predictions stand in for the mapped ones."""
-
-
-class Interval(NamedTuple):
-    """A two-sided 95 % confidence interval."""
-
-    low: float
-    high: float
 
 
 def _vector(values: ArrayLike, name: str) -> Floats:
@@ -204,7 +195,7 @@ def wilson(successes: float, n: int) -> Interval:
         raise ValueError(f"n: expected at least 1, got {n}")
     if not 0 <= successes <= n:
         raise ValueError(f"successes: expected 0 to n = {n}, got {successes}")
-    z = float(stats.norm.ppf(_TAILS[1]))
+    z = float(stats.norm.ppf(TAILS[1]))
     share, spread = successes / n, z * z / n
     middle = (share + spread / 2) / (1 + spread)
     half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
@@ -251,7 +242,8 @@ def intervals(
     rankers = [_ranker(side) for side in (x, y, mapped)]
     values: dict[str, list[Floats]] = {name: [] for name in statistics}
     defined = 0
-    for counts in _draws(x.size, resamples, rng, groups):
+    codes = _codes(x.size, resamples, groups)
+    for counts in draws(int(codes.max()) + 1, seed=rng, resamples=resamples, codes=codes):
         (x_ranks, x_varies), (y_ranks, y_varies), (_, mapped_varies) = (rank(counts) for rank in rankers)
         keep = x_varies & y_varies & mapped_varies
         defined += int(keep.sum())
@@ -260,7 +252,7 @@ def intervals(
             values[name].append(_resampled(name, counts[keep], *sides))
     if 2 * defined < resamples:
         raise ValueError(f"predictions, mos: a side is constant in {resamples - defined} of {resamples} resamples")
-    return {name: Interval(*np.quantile(np.concatenate(parts), _TAILS).tolist()) for name, parts in values.items()}
+    return {name: interval_of(np.concatenate(parts)) for name, parts in values.items()}
 
 
 def _resampled(name: str, counts: Floats, a: Floats, b: Floats) -> Floats:
@@ -298,24 +290,16 @@ def _ranker(values: Floats) -> Callable[[Floats], tuple[Floats, NDArray[np.bool_
     return ranks
 
 
-def _draws(n: int, resamples: int, rng: np.random.Generator, groups: Labels | None) -> Iterator[Floats]:
-    """Chunks of counts (R, n): how often each point is in each resample."""
+def _codes(n: int, resamples: int, groups: Labels | None = None) -> Codes:
+    """The group of each point (n,), every point its own without ``groups``; or a refusal of what cannot be drawn."""
     if resamples < 2:
         raise ValueError(f"resamples: expected at least 2, got {resamples}")
-    codes = np.arange(n)
-    if groups is not None:
-        if len(groups) != n:
-            raise ValueError(f"groups: expected {n} labels, one for each point, got {len(groups)}")
-        codes = np.unique(np.asarray(groups), return_inverse=True)[1]
-    units = int(codes.max()) + 1
-    if units < 2:
+    if groups is not None and len(groups) != n:
+        raise ValueError(f"groups: expected {n} labels, one for each point, got {len(groups)}")
+    codes = np.arange(n) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    if codes.max() < 1:
         raise ValueError("groups: expected at least 2 different ones, got 1")
-    rows = max(1, _CHUNK // n)
-    for start in range(0, resamples, rows):
-        size = min(rows, resamples - start)
-        drawn = rng.integers(0, units, (size, units)) + units * np.arange(size)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=size * units).reshape(size, units)
-        yield counts[:, codes].astype(np.float64)
+    return codes
 
 
 def mean_interval(values: ArrayLike, *, rng: np.random.Generator, resamples: int = 1000) -> Interval:
@@ -323,8 +307,8 @@ def mean_interval(values: ArrayLike, *, rng: np.random.Generator, resamples: int
     v = _vector(values, "values")
     if v.size < 2:
         raise ValueError(f"values: expected at least 2, got {v.size}")
-    means = np.concatenate([counts @ v / v.size for counts in _draws(v.size, resamples, rng, None)])
-    return Interval(*np.quantile(means, _TAILS).tolist())
+    drawn = draws(_codes(v.size, resamples).size, seed=rng, resamples=resamples)
+    return interval_of(np.concatenate([counts @ v / v.size for counts in drawn]))
 
 
 def report(

@@ -1,6 +1,6 @@
 """How heads and score follow controlled changes of pristine photos: ramps of attributes, and departures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,20 @@ from attriqa.distortions import DEPARTURES, apply_ramp, develop, draw_departure
 from attriqa.images import read
 
 RAMP_LEVELS = 9
+
+
+def unseen_photos(folder: Path, pattern: str, held_out: Collection[str] | None) -> list[Path]:
+    """The files of a folder that match, sorted; only those that a model's record says were held out, if given.
+
+    Raises:
+        ValueError: there is none.
+    """
+    photos = sorted(path for path in folder.glob(pattern) if path.is_file())
+    photos = [path for path in photos if held_out is None or path.name in held_out]
+    if not photos:
+        which = "" if held_out is None else " (held-out photos of the model, unless --all-photos)"
+        raise ValueError(f"photos: no usable photo in {folder}: expected files that match {pattern!r}{which}")
+    return photos
 
 
 class RampTable(NamedTuple):

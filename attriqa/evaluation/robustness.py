@@ -13,6 +13,7 @@ from the logit, and the score says what of it a user sees.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from attriqa.attributes import ATTRIBUTES
 from attriqa.evaluation.metrics import mean_interval
+from attriqa.evaluation.text_tables import estimate, markdown
 
 Result = dict[str, Any]
 WHEN = ("before", "after")
@@ -160,12 +162,12 @@ def summarise(
     }
     ramps = ramp_change(results) if "ramp_srocc" in results[0]["before"] else {}
     summary: dict[str, Any] = {"attacks": attacks, "sd": sd, "ramp_srocc": ramps}
-    lines = [*map(_searches, results), "", _line(_HEADER), _line(["---"] * 2 + ["---:"] * 4)]
-    for name, scales in attacks.items():
-        for row in (row for rows in scales.values() for row in rows):
-            title = f"PGD {row['budget']}/255, {row['scale']}"
-            lines.append(_line([name, title, *(_cell(row[key]) for key in GAINS)]))
-    lines.append("")
+    cells = [
+        [name, f"PGD {row['budget']}/255, {row['scale']}", *(estimate(row[key], form="+.2f") for key in GAINS)]
+        for name, scales in attacks.items()
+        for row in chain.from_iterable(scales.values())
+    ]
+    lines = [*map(_searches, results), "", *markdown(_HEADER, cells, "llrrrr").splitlines(), ""]
     for scale, spread in sd.items():
         both = f"{spread['before']:.3f} -> {spread['after']:.3f}"
         lines.append(f"standard deviation of the {scale} over the clean photos, mean over folds: {both}")
@@ -190,11 +192,3 @@ def _searches(result: Result) -> str:
         more = "".join(f" {row[kind]:+.2f} {kind}" for kind in ("tempted", "tuned") if kind in row)
         each.append(f"{row['examples']} examples {row['up']:+.2f} up {row['down']:+.2f} down{more}")
     return f"{result['fold']}, mean change of the logit by search: {'; '.join(each)}"
-
-
-def _cell(told: dict[str, float]) -> str:
-    return f"{told['mean']:+.2f} [{told['low']:+.2f}, {told['high']:+.2f}]"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

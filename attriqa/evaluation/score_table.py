@@ -11,7 +11,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -73,14 +73,15 @@ class ScoreTable:
         version: of attriqa; recorded, not compared.
         columns: the header: ``"path"`` and what the rows' ``values`` are.
         attributes: which of them are the rows' ``attributes``.
+        beside: by path, the texts of the last columns, where the columns end with some that no model makes.
 
     Attributes:
         rows: the table's rows by path, also those of earlier runs.
         errors: the reason by path of each file that could not be scored and has not been since.
 
     Raises:
-        TableError: the file is not such a table, or lacks its ``.meta.json``, was made by another identity, is damaged
-            before its last line, or is being written by another process.
+        TableError: the file is not such a table, or lacks its ``.meta.json``, was made by another identity, has other
+            texts ``beside``, is damaged before its last line, or is being written by another process.
         OSError: it cannot be read or written.
     """
 
@@ -92,8 +93,10 @@ class ScoreTable:
         version: str,
         columns: Sequence[str] = COLUMNS,
         attributes: Sequence[str] = ATTRIBUTES,
+        beside: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.path = Path(path)
+        self._beside = beside or {}
         self.columns = tuple(columns)
         self._attributes = sum(name in attributes for name in columns)
         self.meta_path = Path(f"{path}.meta.json")
@@ -138,12 +141,28 @@ class ScoreTable:
                 f"{self.path}: its scores were made by {made_by}, these would be made by {identity}; "
                 "they are not comparable, so name another file"
             )
-        return {record[0]: _row(record, self._attributes, self.path) for record in records}, whole
+        return {record[0]: self._row(record) for record in records}, whole
+
+    def _row(self, record: Sequence[str]) -> ScoreRow:
+        path, *texts = record
+        beside = list(self._beside.get(path, ()))
+        numbers = texts[: len(texts) - len(beside)]
+        if texts[len(numbers) :] != beside:
+            raise TableError(
+                f"{self.path}: expected {','.join(beside)} at the end of {path!r}, found {','.join(texts)}"
+            )
+        try:
+            values = [float(text) for text in numbers]
+        except ValueError:
+            values = [math.nan]
+        if not all(map(math.isfinite, values)):
+            raise TableError(f"{self.path}: expected finite numbers beside {path!r}, found {','.join(numbers)}")
+        return _row_of(path, values, self._attributes)
 
     def add(self, row: ScoreRow) -> ScoreRow:
         """Append one row; it is on its way to the disk when this returns. Gives the row as the table holds it."""
         kept = rounded(row)
-        self._write(_encode((kept.path, *(f"{value:.6f}" for value in kept.values))))
+        self._write(_encode((kept.path, *(f"{value:.6f}" for value in kept.values), *self._beside.get(kept.path, ()))))
         self.rows[kept.path] = kept
         self.errors.pop(kept.path, None)
         return kept
@@ -222,16 +241,6 @@ def _whole_length(data: bytes) -> int:
         if quotes % 2 == 0:
             end = position
     return end
-
-
-def _row(record: Sequence[str], attributes: int, path: Path) -> ScoreRow:
-    try:
-        values = [float(value) for value in record[1:]]
-    except ValueError:
-        values = [math.nan]
-    if not all(map(math.isfinite, values)):
-        raise TableError(f"{path}: expected finite numbers beside {record[0]!r}, found {','.join(record[1:])}")
-    return _row_of(record[0], values, attributes)
 
 
 def _made_by(meta_path: Path) -> str | None:

@@ -10,7 +10,6 @@ the ratio without that. Weights make no difference to the time. Results go to OU
 """
 
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,9 +18,8 @@ from typing import Any
 
 import torch
 
-from attriqa.config import opt, parse_config
-from attriqa.evaluation.timing import Numbers, interleave, machine, print_table, ratios
-from attriqa.files import as_dict, write_json
+from attriqa.config import check_least, opt, run_command
+from attriqa.evaluation.timing import Numbers, interleave, measure_parts, per_second, ratios
 from attriqa.models.clip.prompts import PromptKind, VisualPrompts
 from attriqa.models.clip.towers import CLIPTowers, clip_of
 from attriqa.models.mp_iqe import MPIQE, MPIQEConfig
@@ -44,26 +42,20 @@ class Config:
     smoke: bool = opt(False, "one round of two crops: shows that it works, and nothing of speed")
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "batch", "threads", "rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name}: expected at least 1, got {getattr(self, name)}")
+        check_least(self, prompts=1, batch=1, threads=1, rounds=1)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
-    config = parse_config(Config, argv, __doc__)
+    run_command({"": run}, argv, __doc__)
+
+
+def run(config: Config) -> None:
+    """The recipe, after its command line."""
     if config.smoke:
         config = replace(config, batch=2, rounds=1)
-    torch.set_num_threads(config.threads)
-    try:
-        numbers = measure(config, clip_of(config.clip, seed=config.seed))
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
-    record: dict[str, Any] = {**machine(), "clip": config.clip, "forward": numbers}
-    write_json(config.out / "config.json", as_dict(config))
-    write_json(config.out / "metrics.json", record)
-    print(", ".join(f"{name} {value}" for name, value in record.items() if name != "forward"))
-    print_table("forward", numbers, TARGETS)
+    towers = clip_of(config.clip, seed=config.seed)
+    measure_parts(config, {"forward": partial(measure, config, towers)}, TARGETS, clip=config.clip)
 
 
 @torch.no_grad()
@@ -83,7 +75,7 @@ def measure(config: Config, towers: CLIPTowers) -> Numbers:
     seconds = interleave(tasks | {"mp_iqe": partial(net.read, crops)}, config.rounds, "forward")
     tokens, blocks = 1 + math.prod(visual.grid_size), len(visual.transformer.resblocks)
     result: Numbers = {"batch": config.batch, "tokens": tokens, "blocks": blocks, "prompts": config.prompts}
-    result["tower_crops_per_s"] = config.batch / statistics.median(seconds["tower"])
+    result["tower_crops_per_s"] = per_second(config.batch, seconds["tower"])
     for kind in KINDS:
         result |= ratios(f"{kind}_ratio", seconds[kind], seconds["tower"])
         share = 1 + config.prompts / tokens / (blocks if kind == "first" else 1)

@@ -31,17 +31,15 @@ from PIL import Image
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import correlate, gaussian_filter, map_coordinates
 from scipy.signal import fftconvolve
-from skimage import color, data
+from skimage import color
 from skimage.restoration import denoise_tv_chambolle
 from torch import Tensor
 from tqdm import tqdm
 
-from attriqa.config import opt, parse_config
+from attriqa.config import check_least, opt, run_command
 from attriqa.distortions import DISTORTION_KEYS, distort_seeded, find_distortion
 from attriqa.distortions.kadid.blur import disk_kernel, motion_kernel
-from attriqa.evaluation.timing import Numbers, interleave, machine, print_table, ratios
-from attriqa.files import as_dict, write_json
-from attriqa.images import find, read
+from attriqa.evaluation.timing import Numbers, interleave, load_photos, measure_parts, per_second, ratios
 
 TARGETS = {"mix.ratio": (">=", 3.0), "mix.least_ratio": (">=", 1.0)}
 EXIQA_IMAGES, EXIQA_MEAN_DISTORTIONS, CORES = 100_000, 13, 16  # ExIQA-100k: 1 to 25 distortions, equally often
@@ -65,9 +63,7 @@ class Config:
     smoke: bool = opt(False, "sizes that show that it works, and nothing of speed")
 
     def __post_init__(self) -> None:
-        for name in ("batch", "threads", "rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check_least(self, batch=1, threads=1, rounds=1)
         for key in self.distortions:
             smallest = find_distortion(key).smallest
             if min(self.size) < smallest:
@@ -76,43 +72,42 @@ class Config:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
-    config = parse_config(Config, argv, __doc__)
+    run_command({"": run}, argv, __doc__)
+
+
+def run(config: Config) -> None:
+    """The recipe, after its command line."""
     if config.smoke:
         config = replace(config, batch=5, size=(96, 72), rounds=1)
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("device: expected cuda, but PyTorch finds no GPU here")
-    torch.set_num_threads(config.threads)
+        raise ValueError("device: expected cuda, but PyTorch finds no GPU here")
     images = load_images(config)
-    record: dict[str, Any] = {**machine(), "batch": len(images), "size": config.size, "rounds": config.rounds}
-    print(", ".join(f"{name} {value}" for name, value in record.items()))
-    write_json(config.out / "config.json", as_dict(config))
-    seconds = interleave(tasks_of(config, images), config.rounds, "distort")
-    record["distortions"] = {key: measure(config, seconds, [key]) for key in config.distortions}
-    for key, changes in compare(config, images).items():
-        record["distortions"][key] |= changes
-    record["mix"] = measure(config, seconds, config.distortions)
-    per_core = record["mix"]["images_per_s_per_core"]
-    record["mix"]["least_ratio"] = min(row["ratio"] for row in record["distortions"].values())
-    record["mix"]["exiqa_100k_hours_on_16_cores"] = EXIQA_IMAGES * EXIQA_MEAN_DISTORTIONS / per_core / CORES / 3600
-    write_json(config.out / "metrics.json", record)
-    print_distortions(record["distortions"])
-    print_table("mix", record["mix"], TARGETS)
+    rows: dict[str, Numbers] = {}
+    seconds: dict[str, list[float]] = {}
+
+    def each() -> dict[str, Numbers]:
+        seconds.update(interleave(tasks_of(config, images), config.rounds, "distort"))
+        for key, changes in compare(config, images).items():
+            rows[key] = measure(config, seconds, [key]) | changes
+        return rows
+
+    def mix() -> Numbers:
+        numbers = measure(config, seconds, config.distortions)
+        hours = EXIQA_IMAGES * EXIQA_MEAN_DISTORTIONS / numbers["images_per_s_per_core"] / CORES / 3600
+        least = min(row["ratio"] for row in rows.values())
+        return numbers | {"least_ratio": least, f"exiqa_100k_hours_on_{CORES}_cores": hours}
+
+    parts: dict[str, Callable[[], Mapping[str, Any]]] = {"distortions": each, "mix": mix}
+    measure_parts(config, parts, TARGETS, batch=len(images), size=config.size, rounds=config.rounds)
 
 
 def load_images(config: Config) -> Tensor:
     """``(batch, 3, H, W)`` photos on the 8-bit grid, scaled to the size; taken in turn where they are too few."""
-    if config.photos is None:
-        shipped = (data.astronaut(), data.chelsea(), data.coffee())
-        photos = [torch.from_numpy(photo.copy()).permute(2, 0, 1).float() / 255 for photo in shipped]
-    else:
-        try:
-            photos = [read(path) for path in find(config.photos)[: config.batch]]
-        except OSError as error:
-            raise SystemExit(str(error)) from None
-        if not photos:
-            raise SystemExit(f"no images in {config.photos}")
     size = config.size[::-1]
-    scaled = [F.interpolate(photo[None], size, mode="bilinear", antialias=True)[0] for photo in photos]
+    scaled = [
+        F.interpolate(photo[None], size, mode="bilinear", antialias=True)[0]
+        for photo in load_photos(config.photos, config.batch)
+    ]
     return torch.stack(list(islice(cycle(scaled), config.batch))).clamp(0, 1).mul(255).round() / 255
 
 
@@ -156,13 +151,13 @@ def measure(config: Config, seconds: Mapping[str, Sequence[float]], keys: Sequen
     images = config.batch * len(keys)
     ours_s = [config.threads * time for time in rounds("ours")]  # of one core
     result = {
-        "images_per_s_per_core": images / statistics.median(ours_s),
-        "port_images_per_s_per_core": images / statistics.median(rounds("port")),
+        "images_per_s_per_core": per_second(images, ours_s),
+        "port_images_per_s_per_core": per_second(images, rounds("port")),
         **ratios("ratio", rounds("port"), ours_s),
         "share": statistics.median(rounds("ours")) / statistics.median(rounds("ours", config.distortions)),
     }
     if config.device == "cuda":
-        result["gpu_images_per_s"] = images / statistics.median(rounds("gpu"))
+        result["gpu_images_per_s"] = per_second(images, rounds("gpu"))
         result |= ratios("gpu_to_16_cores", [time / CORES for time in ours_s], rounds("gpu"))
     return result
 
@@ -176,14 +171,6 @@ def compare(config: Config, images: Tensor) -> dict[str, Numbers]:
         rms = {"rms_change": here - images, "port_rms_change": there - images}
         changes[key] = {name: float(change.square().mean().sqrt()) for name, change in rms.items()}
     return changes
-
-
-def print_distortions(rows: Mapping[str, Numbers]) -> None:
-    """A table in Markdown: a distortion per row, what is known of it per column."""
-    names = list(next(iter(rows.values())))
-    print(f"\n| distortion | {' | '.join(names)} |\n|---|{'---:|' * len(names)}")
-    for key, numbers in rows.items():
-        print(f"| {key} | {' | '.join(f'{numbers[name]:.4g}' for name in names)} |", flush=True)
 
 
 # The port.

@@ -15,18 +15,15 @@ Results go to OUT/metrics.json, part by part. A run starts anew: timings of two 
 machine idle.
 """
 
-import ctypes
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -38,9 +35,8 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from attriqa import QualityReward
-from attriqa.config import opt, parse_config
-from attriqa.evaluation.timing import Numbers, interleave, machine, print_table, ratios
-from attriqa.files import as_dict, write_json
+from attriqa.config import check_least, opt, run_command
+from attriqa.evaluation.timing import Numbers, ascend, in_new_process, interleave, measure_parts, peak_mib, ratios
 from attriqa.images import find
 from attriqa.reward import group_advantages
 from attriqa.reward.ddim import DDIMPolicy
@@ -86,10 +82,7 @@ class Config:
     smoke: bool = opt(False, "sizes that show that it works, and nothing of speed")
 
     def __post_init__(self) -> None:
-        for name in ("batch", "steps", "last_steps", "decode_batch", "memory_mib", "threads", "rounds"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+        check_least(self, batch=1, steps=1, last_steps=1, decode_batch=1, memory_mib=1, threads=1, rounds=1)
         if "compare" in self.what and self.photos is None:
             raise ValueError("photos: expected a folder of images to score, or --what step decode")
         if self.decode_size < 32 or self.decode_size % 8:
@@ -111,24 +104,20 @@ STABLE_DIFFUSION = Sizes((320, 640, 1280, 1280), (128, 256, 512, 512), 64, text=
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure each part, print it, write it."""
-    config = parse_config(Config, argv, __doc__)
+    """Measure, print, write."""
+    run_command({"": run}, argv, __doc__)
+
+
+def run(config: Config) -> None:
+    """The recipe, after its command line."""
     if config.smoke:
         config = replace(config, batch=2, steps=2, n=min(config.n, 4), decode_batch=2, decode_size=64, rounds=1)
-    torch.set_num_threads(config.threads)
-    try:
-        write_json(config.out / "config.json", as_dict(config))
-        about = {"model": make_reward(config).identity, "bf16": config.bf16, "smoke": config.smoke}
-        record: dict[str, Any] = machine() | about
-        print(", ".join(f"{name} {value}" for name, value in record.items()))
-        parts = {"step": measure_step, "decode": measure_decode, "compare": measure_compare}
-        for part, measure in parts.items():
-            if part in config.what:
-                record[part] = measure(config)
-                write_json(config.out / "metrics.json", record)
-                print_table(part, record[part], TARGETS)
-    except (OSError, ValueError) as error:
-        raise SystemExit(str(error)) from error
+    parts = (("step", measure_step), ("decode", measure_decode), ("compare", measure_compare))
+    wanted: dict[str, Callable[[], Numbers]] = {
+        part: partial(measure, config) for part, measure in parts if part in config.what
+    }
+    identity = make_reward(config).identity
+    measure_parts(config, wanted, TARGETS, model=identity, bf16=config.bf16, smoke=config.smoke)
 
 
 def sizes_of(config: Config) -> Sizes:
@@ -162,8 +151,8 @@ def make_decoder(config: Config, way: str) -> Callable[[Tensor], Tensor]:
         vae.enable_slicing()
 
     def decode(latents: Tensor) -> Tensor:
-        said: Tensor = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample.float()
-        return (said / 2 + 0.5).clamp(0, 1)
+        decoded: Tensor = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample.float()
+        return (decoded / 2 + 0.5).clamp(0, 1)
 
     if way != "pictures":
         return decode
@@ -291,9 +280,7 @@ def measure_decode(config: Config) -> Numbers:
     result |= {"decoder_channels": sizes_of(config).decoder[-1], "budget_mib": config.memory_mib}
     cases = ["reward", *(f"{way}_{case}" for way in config.vae for case in ("decoder", "both"))]
     for case in tqdm(cases, desc="decode", unit="case", leave=False, disable=None):
-        # A new process each: what an earlier case left in the allocator would be used again unseen.
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            result[f"{case}_mib"] = pool.submit(peak_of_case, config, case).result()
+        result[f"{case}_mib"] = in_new_process(peak_of_case, config, case)
     result["reward_of_budget"] = result["reward_mib"] / config.memory_mib
     for way in config.vae:
         more = result[f"{way}_both_mib"] - result[f"{way}_decoder_mib"]
@@ -316,36 +303,6 @@ def peak_of_case(config: Config, case: str) -> float:
     return peak_mib(partial(ascend, task, given), DEVICE)
 
 
-def ascend(task: Callable[[Tensor], Tensor], given: Tensor) -> None:
-    """Forward, and backward to what is given."""
-    task(given.detach().requires_grad_()).sum().backward()
-
-
-def peak_mib(task: Callable[[], object], device: str) -> float:
-    """What a task takes at its highest, in MiB above what was there before it: a GPU's tensors, or resident memory."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        task()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)  # memory that glibc holds back for later would be used unseen
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is that from now on
-    except OSError as error:
-        raise OSError(f"--what decode: needs Linux, where a process can reset its peak of memory ({error})") from error
-    status = [Path("/proc/self/status").read_text(encoding="utf-8")]
-    task()
-    status.append(Path("/proc/self/status").read_text(encoding="utf-8"))
-    before, peak = (
-        int(text.partition(f"{name}:")[2].split()[0]) for name, text in zip(("VmRSS", "VmHWM"), status, strict=True)
-    )
-    return (peak - before) / 1024
-
-
 def measure_compare(config: Config) -> Numbers:
     """Images/s of both commands, from their start to their end, and without what a process takes to get ready."""
     with tempfile.TemporaryDirectory() as name:
@@ -356,12 +313,12 @@ def measure_compare(config: Config) -> Numbers:
         about = ("--view", config.view, "--model", config.model, "--device", DEVICE, "--threads", str(config.threads))
 
         def score(*paths: Path) -> None:
-            run(config, "-m", "attriqa", "score", *paths, "--csv", folder / f"{next(numbers)}.csv", *about)
+            run_python(config, "-m", "attriqa", "score", *paths, "--csv", folder / f"{next(numbers)}.csv", *about)
 
         def compare() -> None:
             script = Path(__file__).resolve().parents[1] / "compare_generators.py"
             folders = [f"{x}={folder / x}" for x in "ab"]
-            run(config, script, "--generator", *folders, "--out", folder / str(next(numbers)), *about)
+            run_python(config, script, "--generator", *folders, "--out", folder / str(next(numbers)), *about)
 
         tasks = {"score": lambda: score(folder / "a", folder / "b"), "compare": compare, "start": lambda: score(first)}
         seconds = interleave(tasks, max(1, config.rounds // 3), "commands")
@@ -372,7 +329,7 @@ def measure_compare(config: Config) -> Numbers:
     return result | ratios("ratio_without_start", working[0], working[1])
 
 
-def run(config: Config, *words: object) -> None:
+def run_python(config: Config, *words: object) -> None:
     """A command in Python."""
     environment = os.environ | {"OMP_NUM_THREADS": str(config.threads)}
     command = [sys.executable, *map(str, words)]

@@ -3,9 +3,9 @@
     python evals/speed/isp.py --photos photos --raw raws --out runs/speed_isp
 
 env     env-steps/s of the batched environment (`attriqa_envs.tuning.sb3.ISPTuningSB3`), whole episodes with their
-resets,
-        against images/s of the bare forward of the reward on as many pictures; and, for the counts in --one-by-one,
-        against the same environments behind stable-baselines3's DummyVecEnv, which steps one after the other
+        resets, against images/s of the bare forward of the reward on as many pictures; and, for the counts in
+        --one-by-one, against the same environments behind stable-baselines3's DummyVecEnv, which steps one after the
+        other
 render  images/s of the ISP alone, in the largest of the batches
 raw     ms per raw file: decoded, as without a cache, and read from the cache; without --raw, of a mosaic of 12
         megapixels that is made
@@ -25,21 +25,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from skimage import data
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor
 from tqdm import tqdm
 
 from attriqa import QualityReward
-from attriqa.config import opt, parse_config
-from attriqa.evaluation.timing import Numbers, interleave, machine, print_table, ratios
-from attriqa.files import as_dict, write_json
-from attriqa.images import ImageError, find, read
+from attriqa.config import check_least, opt, run_command
+from attriqa.evaluation.timing import Numbers, interleave, load_photos, measure_parts, per_second, ratios
 from attriqa.models.views import View
 from attriqa_envs.isp import KEYS
 from attriqa_envs.isp.color import decode
@@ -76,50 +73,38 @@ class Config:
     smoke: bool = opt(False, "sizes that show that it works, and nothing of speed")
 
     def __post_init__(self) -> None:
-        for name in ("bank", "threads", "rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check_least(self, bank=1, threads=1, rounds=1)
         if min(self.envs) < 1 or not set(self.one_by_one) <= set(self.envs):
             raise ValueError(f"envs, one_by_one: expected counts, the latter among the former; got {self.envs}, "
                              f"{self.one_by_one}")  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure each part, print it, write it."""
-    config = parse_config(Config, argv, __doc__)
+    """Measure, print, write."""
+    run_command({"": run}, argv, __doc__)
+
+
+def run(config: Config) -> None:
+    """The recipe, after its command line."""
     if config.smoke:
         config = replace(config, envs=(1, 4), one_by_one=(4,), side=64, bank=3, rounds=1)
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("device: expected cuda, but PyTorch finds no GPU here")
-    torch.set_num_threads(config.threads)
+        raise ValueError("device: expected cuda, but PyTorch finds no GPU here")
     reward = QualityReward(config.model, view=config.view, device=config.device)
-    about = {"side_px": config.side, "rounds": config.rounds, "smoke": config.smoke, "view": config.view}
-    about |= {"observe_gradient": config.observe_gradient}
-    record: dict[str, Any] = {**machine(), **about, "model": reward.identity}
-    print(", ".join(f"{name} {value}" for name, value in record.items()))
-    write_json(config.out / "config.json", as_dict(config))
-    bank = load_photos(config)
+    bank = make_bank(config)
     with tempfile.TemporaryDirectory() as folder:
-        record["raw"] = measure_raw(config, Path(folder))
-        record["memory"] = measure_memory(bank, reward, Path(folder) / "cache")
-        record["env"] = measure_env(config, bank, reward)
-    write_json(config.out / "metrics.json", record)
-    for part in ("raw", "memory", "env"):
-        print_table(part, record[part], TARGETS)
+        parts = {
+            "raw": partial(measure_raw, config, Path(folder)),
+            "memory": partial(measure_memory, bank, reward, Path(folder) / "cache"),
+            "env": partial(measure_env, config, bank, reward),
+        }
+        about = {name: getattr(config, name) for name in ("rounds", "smoke", "view", "observe_gradient")}
+        measure_parts(config, parts, TARGETS, side_px=config.side, **about, model=reward.identity)
 
 
-def load_photos(config: Config) -> Tensor:
-    """The bank: photos as linear light, squares of ``side`` px."""
-    if config.photos is None:
-        shipped = (data.astronaut(), data.chelsea(), data.coffee())
-        photos = [torch.from_numpy(photo.copy()).permute(2, 0, 1).float() / 255 for photo in shipped]
-    else:
-        try:
-            photos = [read(path, shorter_edge=config.side) for path in find(config.photos)[: config.bank]]
-        except (OSError, ImageError) as error:
-            raise SystemExit(str(error)) from None
-        if not photos:
-            raise SystemExit(f"no images in {config.photos}")
+def make_bank(config: Config) -> Tensor:
+    """Photos as linear light, squares of ``side`` px; taken in turn where they are too few."""
+    photos = load_photos(config.photos, config.bank, shorter_edge=config.side)
     linear = load_bank([decode(photo) for photo in photos], side=config.side, device=config.device)
     return linear[torch.tensor(list(islice(cycle(range(len(linear))), config.bank)), device=linear.device)]
 
@@ -144,15 +129,15 @@ def measure_env(config: Config, bank: Tensor, reward: QualityReward) -> Numbers:
     most = max(cores)
     tasks["render"] = partial(_render, cores[most], task.steps)
     seconds = interleave(tasks, config.rounds, "env")
-    result = {"render_images_per_s": most * task.steps / statistics.median(seconds["render"])}
+    result = {"render_images_per_s": per_second(most * task.steps, seconds["render"])}
     for count in config.envs:
         steps, env, bare = count * task.steps, seconds[f"env {count}"], seconds[f"reward {count}"]
-        result[f"steps_per_s_{count}"] = steps / statistics.median(env)
-        result[f"reward_images_per_s_{count}"] = steps / statistics.median(bare)
+        result[f"steps_per_s_{count}"] = per_second(steps, env)
+        result[f"reward_images_per_s_{count}"] = per_second(steps, bare)
         result |= ratios(f"ratio_{count}", bare, env)
         if count in config.one_by_one:
             slow = seconds[f"one by one {count}"]
-            result[f"one_by_one_steps_per_s_{count}"] = steps / statistics.median(slow)
+            result[f"one_by_one_steps_per_s_{count}"] = per_second(steps, slow)
             result |= ratios(f"times_one_by_one_{count}", slow, env)
     return result
 
@@ -193,21 +178,18 @@ def _render(core: ISPCore, times: int) -> None:
 
 def measure_raw(config: Config, folder: Path) -> Numbers:
     """Decoding at the tuning size, with and without the cache that is left in ``folder / "cache"``."""
-    try:
-        found = [_mosaic(folder, config)] if config.raw is None else find_images(config.raw, kind="raw")
-        cached, plain = RenditionCache(folder / "cache", config.side), RenditionCache(None, config.side)
-        loaded = cached.read_all(found, progress=False)
-        for failure in loaded.failures:
-            tqdm.write(f"left out: {failure}", file=sys.stderr)
-        unread = {failure.path for failure in loaded.failures}  # as text
-        sources = [source for source in found if str(source.path) not in unread]
-        megapixels = [np.prod(image.metadata.size) / 1e6 for image in loaded.images]
-        tasks = {"decoded": partial(_read, plain, sources), "cached": partial(_read, cached, sources)}
-        seconds = interleave(tasks, config.rounds, "raw")
-    except ValueError as error:
-        raise SystemExit(str(error)) from None
+    found = [_mosaic(folder, config)] if config.raw is None else find_images(config.raw, kind="raw")
+    cached, plain = RenditionCache(folder / "cache", config.side), RenditionCache(None, config.side)
+    loaded = cached.read_all(found, progress=False)
+    for failure in loaded.failures:
+        tqdm.write(f"left out: {failure}", file=sys.stderr)
+    unread = {failure.path for failure in loaded.failures}  # as text
+    sources = [source for source in found if str(source.path) not in unread]
+    megapixels = [np.prod(image.metadata.size) / 1e6 for image in loaded.images]
+    tasks = {"decoded": partial(_read, plain, sources), "cached": partial(_read, cached, sources)}
+    seconds = interleave(tasks, config.rounds, "raw")
     result = {"files": float(len(sources)), "mean_megapixels": float(np.mean(megapixels))}
-    result |= {f"{name}_ms": 1000 * statistics.median(times) / len(sources) for name, times in seconds.items()}
+    result |= {f"{name}_ms": 1000 / per_second(len(sources), times) for name, times in seconds.items()}
     return result | ratios("times_cached", seconds["decoded"], seconds["cached"])
 
 

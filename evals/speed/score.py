@@ -22,14 +22,13 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle, islice
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -38,11 +37,20 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from attriqa import QualityReward
-from attriqa.config import opt, parse_config
+from attriqa.config import check_least, opt, run_command
 from attriqa.evaluation.folds import TESTED_VIEWS
-from attriqa.evaluation.timing import Numbers, interleave, machine, print_table, ratios
-from attriqa.files import as_dict, write_json
-from attriqa.images import find, read
+from attriqa.evaluation.timing import (
+    Numbers,
+    ascend,
+    in_new_process,
+    interleave,
+    measure_parts,
+    peak_mib,
+    per_second,
+    photo_files,
+    ratios,
+)
+from attriqa.images import read
 from attriqa.models import AttributeNet, load_attribute_net
 from attriqa.models.views import View
 
@@ -75,9 +83,7 @@ class Config:
     smoke: bool = opt(False, "sizes that show that it works, and nothing of speed: n = 4, one round, small images")
 
     def __post_init__(self) -> None:
-        for name in ("n", "threads", "rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check_least(self, n=1, threads=1, rounds=1)
 
 
 class Sizes(NamedTuple):
@@ -94,22 +100,24 @@ REAL, SMOKE = Sizes((6000, 4000), 1000, 256, 1000, 8), Sizes((600, 400), 8, 4, 8
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure each part, print it, write it."""
-    config = parse_config(Config, argv, __doc__)
+    """Measure, print, write."""
+    run_command({"": run}, argv, __doc__)
+
+
+def run(config: Config) -> None:
+    """The recipe, after its command line."""
     if config.smoke:
-        config = Config(**{**vars(config), "n": min(config.n, 4), "rounds": 1})
-    torch.set_num_threads(config.threads)
-    about = {"dtype": "fp32", "n": config.n, "smoke": config.smoke}  # dtype: that of scoring files
-    record: dict[str, Any] = {**machine(), **about, "model": QualityReward(config.model).identity}
-    print(", ".join(f"{name} {value}" for name, value in record.items()))
-    write_json(config.out / "config.json", as_dict(config))
+        config = replace(config, n=min(config.n, 4), rounds=1)
     parts = {"score": measure_score, "reward": measure_reward, "memory": measure_memory, "cold": measure_cold}
     with tempfile.TemporaryDirectory() as folder:
-        for part, measure in parts.items():
-            if config.what in ("all", part):
-                record[part] = measure(config, Path(folder))
-                write_json(config.out / "metrics.json", record)
-                print_table(part, record[part], TARGETS)
+        wanted = {
+            part: partial(measure, config, Path(folder))
+            for part, measure in parts.items()
+            if config.what in ("all", part)
+        }
+        # The type is that of scoring files.
+        about = {"dtype": "fp32", "n": config.n, "smoke": config.smoke, "model": QualityReward(config.model).identity}
+        measure_parts(config, wanted, TARGETS, **about)
 
 
 def _encoders(reward: QualityReward, model: str) -> dict[str, nn.Module]:
@@ -146,7 +154,7 @@ def measure_score(config: Config, folder: Path) -> Numbers:
     tasks |= {name: partial(_encode, net, batches, reward.dtype) for name, net in bare.items()}
     seconds = interleave(tasks, config.rounds, "score")
     result = {"n": float(len(paths)), "mean_batch": sum(map(len, batches)) / len(batches)}
-    result |= {f"{name}_images_per_s": len(paths) / statistics.median(times) for name, times in seconds.items()}
+    result |= {f"{name}_images_per_s": per_second(len(paths), times) for name, times in seconds.items()}
     for name, suffix in (("encoder", ""), ("encoder_folded", "_folded")):
         slower = list(map(max, seconds["decode"], seconds[name]))
         result |= ratios(f"ratio{suffix}", slower, seconds["score"])
@@ -156,11 +164,7 @@ def measure_score(config: Config, folder: Path) -> Numbers:
 def _photo_files(config: Config, folder: Path) -> list[Path]:
     if config.photos is None:
         return list(islice(cycle(_shipped_photos(folder)), config.n))
-    try:
-        found = find(config.photos)
-    except OSError as error:
-        raise SystemExit(str(error)) from None
-    return found[: config.n] or sys.exit(f"no images in {config.photos}")
+    return photo_files(config.photos)[: config.n]
 
 
 def _shipped_photos(folder: Path) -> list[Path]:
@@ -178,7 +182,7 @@ def scores(reward: QualityReward, paths: Sequence[Path], threads: int) -> list[f
     rows = list(reward.score_files(paths, threads=threads))
     for row in rows:
         if row.error is not None:
-            raise SystemExit(f"{row.path}: {row.error}")
+            raise ValueError(f"{row.path}: {row.error}")
     return [row.score for row in rows if row.score is not None]
 
 
@@ -204,7 +208,7 @@ def measure_reward(config: Config, folder: Path) -> Numbers:
         images = torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(config.seed))
         with torch.no_grad(), seen_by_model(reward) as batches:
             reward(images)
-        tasks: dict[str, Callable[[], object]] = {"reward": partial(_ascend, reward, images)}
+        tasks: dict[str, Callable[[], object]] = {"reward": partial(ascend, reward, images)}
         for name, encoder in _encoders(reward, config.model).items():
             tasks[name] = partial(_ascend_encoder, encoder, batches, dtype)
         seconds = interleave(tasks, 1 if config.smoke else 3 * config.rounds, f"reward {label}")
@@ -213,10 +217,6 @@ def measure_reward(config: Config, folder: Path) -> Numbers:
         result |= ratios(f"{label}_ratio", seconds["reward"], seconds["encoder"])
         result |= ratios(f"{label}_ratio_folded", seconds["reward"], seconds["encoder_folded"])
     return result
-
-
-def _ascend(reward: nn.Module, images: Tensor) -> None:
-    reward(images.detach().requires_grad_()).sum().backward()
 
 
 def _ascend_encoder(encoder: nn.Module, batches: Sequence[Tensor], dtype: torch.dtype) -> None:
@@ -229,7 +229,6 @@ def _ascend_encoder(encoder: nn.Module, batches: Sequence[Tensor], dtype: torch.
 class Load(NamedTuple):
     """What one process is asked to do, in fp32."""
 
-    case: str
     model: str
     threads: int
     photo: Path  # the large one
@@ -239,14 +238,12 @@ class Load(NamedTuple):
 
 def measure_memory(config: Config, folder: Path) -> Numbers:
     """Peak resident memory above the imports: weights, inputs, gradients and results count. Each in a new process."""
-    if not Path("/proc/self/status").exists():
-        raise SystemExit("--what memory: needs Linux, where /proc/self/status tells a process's peak")
     sizes = SMOKE if config.smoke else REAL
-    work = Load("", config.model, config.threads, large_photo(folder, sizes.photo, config.seed), folder, sizes)
-    work = work._replace(small=_shipped_photos(folder)[0])
+    photo = large_photo(folder, sizes.photo, config.seed)
+    load = Load(config.model, config.threads, photo, _shipped_photos(folder)[0], sizes)
     result = {"photo_megapixels": sizes.photo[0] * sizes.photo[1] / 1e6}
     for case in tqdm(CASES, desc="memory", unit="case", leave=False, disable=None):
-        result[f"{case}_mib"] = _in_new_process(_peak_of_case, work._replace(case=case))
+        result[f"{case}_mib"] = in_new_process(peak_of_case, case, load)
     result |= {"batch_n": sizes.batch, "batch_gradient_n": sizes.batch_gradient, "files_n": sizes.files}
     for view in tqdm(TESTED_VIEWS, desc="bytes per pixel", unit="view", leave=False, disable=None):
         for gradient in (False, True):
@@ -266,31 +263,18 @@ def large_photo(folder: Path, size: tuple[int, int], seed: int) -> Path:
     return path
 
 
-def _in_new_process(function: Callable[..., float], *arguments: object) -> float:
-    """Call ``function`` in a process that has imported this file and done nothing else."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
-
-
-def resident_mib(field: Literal["VmRSS", "VmHWM"]) -> float:
-    """Resident memory of this process, now (VmRSS) or at its highest (VmHWM; unlike ru_maxrss not the parent's)."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
-    return int(status[field].split()[0]) / 1024
-
-
-def _peak_of_case(work: Load) -> float:
-    before = resident_mib("VmRSS")
-    torch.set_num_threads(work.threads)
-    CASES[work.case](QualityReward(work.model), work)
-    return resident_mib("VmHWM") - before
+def peak_of_case(case: str, load: Load) -> float:
+    """MiB of one of `CASES`, the model included."""
+    torch.set_num_threads(load.threads)
+    return peak_mib(lambda: CASES[case](QualityReward(load.model), load))
 
 
 CASES: dict[str, Callable[[QualityReward, Load], object]] = {
-    "file": lambda reward, work: scores(reward, [work.photo], work.threads),
-    "tensor_gradient": lambda reward, work: _ascend(reward, read(work.photo)[None]),
-    "batch": lambda reward, work: reward(torch.rand(work.sizes.batch, 3, 224, 224)),
-    "batch_gradient": lambda reward, work: _ascend(reward, torch.rand(work.sizes.batch_gradient, 3, 224, 224)),
-    "files": lambda reward, work: scores(reward, [work.small] * work.sizes.files, work.threads),
+    "file": lambda reward, load: scores(reward, [load.photo], load.threads),
+    "tensor_gradient": lambda reward, load: ascend(reward, read(load.photo)[None]),
+    "batch": lambda reward, load: reward(torch.rand(load.sizes.batch, 3, 224, 224)),
+    "batch_gradient": lambda reward, load: ascend(reward, torch.rand(load.sizes.batch_gradient, 3, 224, 224)),
+    "files": lambda reward, load: scores(reward, [load.small] * load.sizes.files, load.threads),
 }
 
 
@@ -299,7 +283,7 @@ def bytes_per_pixel(config: Config, view: View, gradient: bool) -> float:
     net = load_attribute_net(config.model).config
     pixels = 5 * net.crop**2 if view == "five_crop" else net.shorter_edge**2
     few, many = 2, 2 + -(-2_000_000 // pixels)  # a difference of some 100 MiB and more stands out
-    peaks = [_in_new_process(peak_of_batch, config, view, gradient, count, many) for count in (few, many)]
+    peaks = [in_new_process(peak_of_batch, config, view, gradient, count, many) for count in (few, many)]
     return (peaks[1] - peaks[0]) * 2**20 / ((many - few) * pixels)
 
 
@@ -309,11 +293,7 @@ def peak_of_batch(config: Config, view: View, gradient: bool, count: int, held: 
     reward = QualityReward(config.model, view=view, memory_mib=ONE_CHUNK)
     side = reward.model.config.shorter_edge
     images = torch.rand(held, 3, side, side)[:count]
-    if gradient:
-        _ascend(reward, images)
-    else:
-        reward(images)
-    return resident_mib("VmHWM")
+    return peak_mib(partial(ascend, reward, images) if gradient else partial(reward, images))
 
 
 COLD = """
@@ -347,7 +327,7 @@ def measure_cold(config: Config, folder: Path) -> Numbers:
 def _run_python(*words: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(done.stderr)
+        raise ValueError(done.stderr)
     return done
 
 

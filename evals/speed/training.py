@@ -9,7 +9,6 @@ also the share of its bf16 peak (--peak-tflops), from the floating-point operati
 Keep the machine idle. Results go to OUT/metrics.json.
 """
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,11 +23,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from attriqa.attributes import ATTRIBUTES
-from attriqa.config import opt, parse_config, required
+from attriqa.config import opt, required, run_command
 from attriqa.data.crops import RandomCrops
 from attriqa.data.unlabelled import index_images
-from attriqa.evaluation.timing import Numbers, interleave, machine, print_table, ratios
-from attriqa.files import as_dict, write_json
+from attriqa.evaluation.timing import Numbers, interleave, measure_parts, per_second, ratios
 from attriqa.models.attribute_net import AttributeNet
 from attriqa.training.pretraining import Objective, RawHeads, shape_of
 
@@ -57,19 +55,21 @@ class Config:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
-    config = parse_config(Config, argv, __doc__)
+    run_command({"": run}, argv, __doc__)
+
+
+def run(config: Config) -> None:
+    """The recipe, after its command line."""
     if config.smoke:
         config = replace(config, batch=4, crop=64, shorter_edge=72, n=4, rounds=1)
-    torch.set_num_threads(config.threads)
-    record: dict[str, Any] = machine()
-    write_json(config.out / "config.json", as_dict(config))
+    measure_parts(config, {"pretrain": partial(measure, config)}, TARGETS)
+
+
+def measure(config: Config) -> Numbers:
+    """Both kinds of step, the input, and how many cores of it a step needs."""
     numbers = measure_steps(config)
     numbers["input_images_per_s_per_core"] = measure_input(config)
-    numbers["cores_to_feed_it"] = numbers["step_images_per_s"] / numbers["input_images_per_s_per_core"]
-    record["pretrain"] = numbers
-    write_json(config.out / "metrics.json", record)
-    print(", ".join(f"{name} {value}" for name, value in record.items() if name != "pretrain"))
-    print_table("pretrain", numbers, TARGETS)
+    return numbers | {"cores_to_feed_it": numbers["step_images_per_s"] / numbers["input_images_per_s_per_core"]}
 
 
 def measure_steps(config: Config) -> Numbers:
@@ -97,12 +97,11 @@ def measure_steps(config: Config) -> Numbers:
             module.compile()
         tasks[name] = partial(step, module, loss, optimizer, images, config)
     seconds = interleave(tasks, config.rounds, "steps")
-    median = {name: statistics.median(times) for name, times in seconds.items()}
     result: Numbers = {"batch": config.batch, "crop_px": config.crop}
-    result |= {f"{name}_images_per_s": config.batch / value for name, value in median.items()}
+    result |= {f"{name}_images_per_s": per_second(config.batch, times) for name, times in seconds.items()}
     result |= ratios("ratio", seconds["encoder"], seconds["step"])
     if device.type == "cuda":
-        result["share_of_peak"] = counter.get_total_flops() / median["step"] / (config.peak_tflops * 1e12)
+        result["share_of_peak"] = per_second(counter.get_total_flops(), seconds["step"]) / (config.peak_tflops * 1e12)
     return result
 
 
@@ -112,8 +111,8 @@ def step(
     """One step of training."""
     optimizer.zero_grad()
     with torch.autocast(images.device.type, torch.bfloat16, enabled=config.bf16):
-        said = model(images)
-    loss(said).backward()
+        output = model(images)
+    loss(output).backward()
     optimizer.step()
 
 

@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-from attriqa.evaluation import metrics
+from attriqa.evaluation import bootstrap, metrics
 from attriqa.evaluation.metrics import FitWarning, LogisticFit, fit_logistic, intervals, pair_accuracy, report, wilson
 
 Floats = NDArray[np.float64]
@@ -263,7 +263,7 @@ def test_equal_seeds_give_equal_intervals_and_the_global_generator_is_left_alone
 def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = planted(60, 0.5)
     whole = report(x, y, resamples=50)
-    monkeypatch.setattr(metrics, "_CHUNK", 60 * 7)
+    monkeypatch.setattr(bootstrap, "_CHUNK", 60 * 7)
     assert report(x, y, resamples=50) == pytest.approx(whole)
 
 

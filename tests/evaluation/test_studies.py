@@ -1,9 +1,7 @@
 """The papers' experiments on CLIP: which runs they take, and one of them carried out."""
 
-import importlib.util
 import json
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,10 +12,11 @@ import pytest
 from attriqa.distortions.attributes import DATASET_ATTRIBUTES, DISTORTION_ATTRIBUTES, check_table
 from attriqa.distortions.classes import CSIQ_TYPES, LIVE_TYPES, TID2013_TYPES
 from attriqa.evaluation.papers import studies
-from attriqa.evaluation.papers.runs import RunError
+from attriqa.evaluation.papers.runs import RunError, read_folds
 from tests.support import small_clip
 from tests.support.trees import clive as clive_tree
 from tests.support.trees import exiqa as exiqa_tree
+from tests.support.trees import unlabelled as unlabelled_tree
 
 SCRIPT = Path(__file__).resolve().parents[2] / "evals" / "benchmark.py"
 ROOTS = {"kadid": "K", "csiq": "C", "lvq": "L"}
@@ -97,7 +96,7 @@ def test_every_run_has_a_folder_of_its_own_and_flags_that_its_recipe_knows() -> 
 def test_results_without_a_number_are_told(tmp_path: Path) -> None:
     study = studies.studies_of(("exiqa-quality",), {"kadid": "K"}, splits=1)[0]
     with pytest.raises(RunError, match="no results in"):
-        studies.folds_of(study, tmp_path, splits=1)
+        read_folds(study.folder(tmp_path), 1)
     fold = {"fold": "split0", "n_train": 4, "n_test": 2, "score": {"srocc": 0.5, "plcc": None}}
     with pytest.raises(RunError, match=r"split0: no number as score\.plcc"):
         list(studies.rows_of(study, [fold], path=tmp_path))
@@ -105,16 +104,10 @@ def test_results_without_a_number_are_told(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def benchmark() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("benchmark_studies", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    module = unlabelled_tree.load_recipe("benchmark", "evals")
     before = signal.getsignal(signal.SIGTERM)
     yield module
     signal.signal(signal.SIGTERM, before)
-    del sys.modules[spec.name]
 
 
 def test_flags_that_the_benchmark_sets_are_refused(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

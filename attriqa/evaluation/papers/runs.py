@@ -1,5 +1,6 @@
 """Runs of recipes as processes: alone in their folder, all output to a log, what is finished not run again."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 
 class RunError(Exception):
@@ -37,6 +39,22 @@ def locked(out: Path) -> Iterator[int | None]:
         yield handle
     finally:
         os.close(handle)
+
+
+def read_folds(folder: Path, count: int, *, key: str = "fold") -> list[dict[str, Any]]:
+    """The folds in the results of a finished run, those that hold ``key``.
+
+    Raises:
+        RunError: there are other than ``count`` of them.
+    """
+    path = folder / "metrics.json"
+    try:
+        folds = [fold for fold in json.loads(path.read_text(encoding="utf-8"))["folds"] if key in fold]
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"no results in {path} ({type(error).__name__}: {error})") from error
+    if len(folds) != count:
+        raise RunError(f"{path}: expected {count} folds, found {len(folds)}")
+    return folds
 
 
 def execute(words: Sequence[str], folder: Path, lock: int | None, watch: Callable[[], None]) -> None:

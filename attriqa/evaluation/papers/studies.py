@@ -3,16 +3,16 @@
 ``evals/benchmark.py`` runs them. Its other experiments are fine-tunings of an `AttributeNet`.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, NamedTuple, cast, get_args
 
-from attriqa.evaluation.bootstrap import median_of_folds
-from attriqa.evaluation.papers import published
+from attriqa.evaluation.bootstrap import fold_spread
+from attriqa.evaluation.papers.published import TABLES
 from attriqa.evaluation.papers.runs import RunError
+from attriqa.evaluation.text_tables import estimate, markdown
 
 StudyName = Literal[
     "exiqa-identification",
@@ -30,44 +30,43 @@ StudyName = Literal[
     "mp-iqe-lengths",
 ]
 STUDIES: tuple[StudyName, ...] = get_args(StudyName)
-TITLES: dict[str, str] = {
-    "exiqa-identification": "ExIQA: distortion identification (table 2)",
-    "exiqa-quality": "ExIQA: quality from attributes (table 3)",
-    "exiqa-zero-shot": "ExIQA: identification of another data set's distortions, zero-shot (table 4)",
-    "exiqa-transfer": "ExIQA: quality of another data set from the first one's attributes (table 5)",
-    "clip-probe": "A frozen CLIP, linear probe (ATTIQA, table 6)",
-    "clip-iqa": "CLIP-IQA, zero-shot (MP-IQE, table 2)",
-    "clip-iqa-plus": "CLIP-IQA+ (MP-IQE, table 2)",
-    "liqe": "LIQE, each data set for itself (MP-IQE, table 1)",
-    "mp-iqe": "MP-IQE in-domain (table 1)",
-    "mp-iqe-cross": "MP-IQE cross-dataset: tested on the whole of another data set (table 3)",
-    "mp-iqe-ablations": "MP-IQE: ablations (table 4)",
-    "mp-iqe-data": "MP-IQE: a share of the training side (table 5)",
-    "mp-iqe-lengths": "MP-IQE: lengths of prompts (table 6)",
+
+
+class _Experiment(NamedTuple):
+    title: str
+    table: str  # that its results stand beside
+    row: str = ""  # of that table, where each data set is trained for itself
+    recipe: str = ""  # likewise, and its words
+    words: tuple[str, ...] = ()
+
+
+_EXPERIMENTS: dict[str, _Experiment] = {
+    "exiqa-identification": _Experiment("ExIQA: distortion identification (table 2)", "ExIQA table 2"),
+    "exiqa-quality": _Experiment("ExIQA: quality from attributes (table 3)", "ExIQA table 3", "ExIQA"),
+    "exiqa-zero-shot": _Experiment(
+        "ExIQA: identification of another data set's distortions, zero-shot (table 4)", "ExIQA table 4"
+    ),
+    "exiqa-transfer": _Experiment(
+        "ExIQA: quality of another data set from the first one's attributes (table 5)", "ExIQA table 5"
+    ),
+    "clip-probe": _Experiment(
+        "A frozen CLIP, linear probe (ATTIQA, table 6)", "ATTIQA table 6", "CLIP", "train_clip_probe.py"
+    ),
+    "clip-iqa": _Experiment(
+        "CLIP-IQA, zero-shot (MP-IQE, table 2)", "MP-IQE table 2", "CLIP-IQA", "train_clip_iqa.py", ("--context", "0")
+    ),
+    "clip-iqa-plus": _Experiment("CLIP-IQA+ (MP-IQE, table 2)", "MP-IQE table 2", "CLIP-IQA+", "train_clip_iqa.py"),
+    "liqe": _Experiment("LIQE, each data set for itself (MP-IQE, table 1)", "MP-IQE table 1", "LIQE", "train_liqe.py"),
+    "mp-iqe": _Experiment("MP-IQE in-domain (table 1)", "MP-IQE table 1", "MP-IQE", "train_mp_iqe.py"),
+    "mp-iqe-cross": _Experiment(
+        "MP-IQE cross-dataset: tested on the whole of another data set (table 3)", "MP-IQE table 3", "MP-IQE"
+    ),
+    "mp-iqe-ablations": _Experiment("MP-IQE: ablations (table 4)", "MP-IQE table 4"),
+    "mp-iqe-data": _Experiment("MP-IQE: a share of the training side (table 5)", "MP-IQE table 5"),
+    "mp-iqe-lengths": _Experiment("MP-IQE: lengths of prompts (table 6)", "MP-IQE table 6"),
 }
+TITLES = {name: experiment.title for name, experiment in _EXPERIMENTS.items()}
 EXIQA_DATA = ("kadid", "tid2013", "csiq", "lvq", "live")
-_TABLES = {
-    "exiqa-identification": published.EXIQA_2,
-    "exiqa-quality": published.EXIQA_3,
-    "exiqa-zero-shot": published.EXIQA_4,
-    "exiqa-transfer": published.EXIQA_5,
-    "clip-probe": published.ATTIQA_6,
-    "clip-iqa": published.MP_IQE_2,
-    "clip-iqa-plus": published.MP_IQE_2,
-    "liqe": published.MP_IQE_1,
-    "mp-iqe": published.MP_IQE_1,
-    "mp-iqe-cross": published.MP_IQE_3,
-    "mp-iqe-ablations": published.MP_IQE_4,
-    "mp-iqe-data": published.MP_IQE_5,
-    "mp-iqe-lengths": published.MP_IQE_6,
-}
-_RECIPES: dict[StudyName, tuple[str, tuple[str, ...], str]] = {  # recipe, its words, row of the published table
-    "clip-probe": ("train_clip_probe.py", (), "CLIP"),
-    "clip-iqa": ("train_clip_iqa.py", ("--context", "0"), "CLIP-IQA"),
-    "clip-iqa-plus": ("train_clip_iqa.py", (), "CLIP-IQA+"),
-    "liqe": ("train_liqe.py", (), "LIQE"),
-    "mp-iqe": ("train_mp_iqe.py", (), "MP-IQE"),
-}
 _VARIANTS: dict[StudyName, dict[str, tuple[str, ...]]] = {  # of MP-IQE: row of the published table -> words
     "mp-iqe-ablations": {
         "full": (),
@@ -82,6 +81,7 @@ _VARIANTS: dict[StudyName, dict[str, tuple[str, ...]]] = {  # of MP-IQE: row of 
         **{f"visual {length}": ("--prompts", str(length)) for length in (1, 2, 4, 8)},
     },
 }
+_IDENTIFICATION = ("exiqa-identification", "exiqa-zero-shot")
 _NAMED = ("accuracy", "present_accuracy", "mean_average_precision", "rmse", "rmse_mean")
 _QUALITY = ("srocc", "plcc", "plcc_fitted")
 
@@ -145,8 +145,9 @@ def _exiqa(asked: Sequence[StudyName], roots: Mapping[str, str], splits: int) ->
 def _others(asked: Sequence[StudyName], roots: Mapping[str, str], splits: int) -> Iterator[Study]:
     for name, root in roots.items():
         common = _data(name, root, splits)
-        for experiment, (recipe, words, row) in _RECIPES.items():
-            if experiment in asked:
+        for experiment in asked:
+            _, _, row, recipe, words = _EXPERIMENTS[experiment]
+            if recipe:
                 yield Study(recipe, experiment, name, (*common, *words), (experiment,), name, row=row)
         for experiment, variants in _VARIANTS.items():
             for row, words in variants.items() if experiment in asked else ():
@@ -172,22 +173,6 @@ def start_of(study: Study, out: Path) -> tuple[str, ...]:
     return ("--init", str(out / variant / name / "split0" / "model.safetensors"))
 
 
-def folds_of(study: Study, out: Path, *, splits: int) -> list[dict[str, Any]]:
-    """The folds of a finished run.
-
-    Raises:
-        RunError: it is not finished.
-    """
-    path = study.folder(out) / "metrics.json"
-    try:
-        folds: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["folds"]
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"no results in {path} ({type(error).__name__}: {error})") from error
-    if len(folds) != splits:
-        raise RunError(f"{path}: expected {splits} splits, found {len(folds)}")
-    return folds
-
-
 def rows_of(study: Study, folds: Sequence[dict[str, Any]], *, path: Path) -> Iterator[dict[str, Any]]:
     """The table rows of a run: medians over its splits with intervals, and what was published.
 
@@ -195,11 +180,9 @@ def rows_of(study: Study, folds: Sequence[dict[str, Any]], *, path: Path) -> Ite
         RunError: a split lacks a number; ``path`` is for the message.
     """
     for experiment in study.shows:
-        values: dict[str, Any] = {}
+        values: dict[str, float] = {}
         for column in columns_of(experiment):
-            numbers = [_number(fold, (*_where(experiment, fold), column), path) for fold in folds]
-            middle = median_of_folds(numbers)
-            values |= {column: middle.median, f"{column}_low": middle.low, f"{column}_high": middle.high}
+            values |= fold_spread(column, [_number(fold, (*_where(experiment, fold), column), path) for fold in folds])
         test = [_number(fold, (*_where(experiment, fold), "n"), path) for fold in folds]
         counts = {"n_train": fmean(fold["n_train"] for fold in folds), "n_test": fmean(test)}
         about = {"experiment": experiment, "data": study.data, "folds": len(folds), **counts}
@@ -208,12 +191,12 @@ def rows_of(study: Study, folds: Sequence[dict[str, Any]], *, path: Path) -> Ite
 
 def columns_of(experiment: str) -> tuple[str, ...]:
     """The statistics that an experiment's table shows."""
-    return _NAMED if experiment in ("exiqa-identification", "exiqa-zero-shot") else _QUALITY
+    return _NAMED if experiment in _IDENTIFICATION else _QUALITY
 
 
 def _where(experiment: str, fold: Mapping[str, Any]) -> tuple[str, ...]:
     """Where in a split's results its numbers are."""
-    if experiment in ("exiqa-identification", "exiqa-zero-shot"):
+    if experiment in _IDENTIFICATION:
         return ("identification", "test")
     if experiment in ("exiqa-quality", "exiqa-transfer"):
         return ("score",)
@@ -235,34 +218,30 @@ def _number(fold: dict[str, Any], keys: Sequence[str], path: Path) -> float:
 
 def published_of(experiment: str, study: Study) -> dict[str, float]:
     """What a paper reports: statistic -> number, as printed but for accuracies, which are shares; empty for nothing."""
-    source, data = _TABLES[experiment], study.data.split(",")[0].replace(" ", "")
-    if experiment in ("exiqa-identification", "exiqa-zero-shot"):
-        cells = {name: _cell(source, data, name) for name in ("accuracy", "rmse")}
+    source, row = TABLES[_EXPERIMENTS[experiment].table], _EXPERIMENTS[experiment].row or study.row
+    data = study.data.split(",")[0].replace(" ", "")
+    if experiment in _IDENTIFICATION:
+        cells = {name: source.cell(data, name) for name in ("accuracy", "rmse")}
         cells["accuracy"] = None if cells["accuracy"] is None else cells["accuracy"] / 100
     elif experiment == "exiqa-transfer":
-        cells = {"srocc": _cell(source, data, "ExIQA")}
+        cells = {"srocc": source.cell(data, "ExIQA")}
     elif experiment == "mp-iqe-cross":
-        cells = {"srocc": _cell(source, "MP-IQE", data)}
+        cells = {"srocc": source.cell(row, data)}
     else:
-        row = "ExIQA" if experiment == "exiqa-quality" else study.row
-        cells = {name: _cell(source, row, f"{data} {name}") for name in ("srocc", "plcc")}
+        cells = {name: source.cell(row, f"{data} {name}") for name in ("srocc", "plcc")}
     return {name: value for name, value in cells.items() if value is not None}
-
-
-def _cell(source: published.Table, row: str, column: str) -> float | None:
-    return source.value(row, column) if row in source.rows and column in source.columns else None
 
 
 def table(experiment: str, rows: Sequence[dict[str, Any]]) -> list[str]:
     """One experiment's rows as lines of Markdown."""
     columns = columns_of(experiment)
     heads = ["data", "splits", "n train", "n test", *(name.replace("_", " ") for name in columns), "published"]
-    lines = [f"## {TITLES[experiment]}", "", f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 2)}---|"]
+    cells = []
     for row in rows:
-        cells = [row["data"], str(row["folds"]), f"{row['n_train']:g}", f"{row['n_test']:g}"]
-        cells += [f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]" for name in columns]
-        cells.append(", ".join(f"{name} {value:.3f}" for name, value in row["published"].items()) or "none")
-        lines.append(f"| {' | '.join(cells)} |")
-    source = _TABLES[experiment]
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in row["published"].items()) or "none"
+        counts = [str(row["folds"]), f"{row['n_train']:g}", f"{row['n_test']:g}"]
+        cells.append([row["data"], *counts, *(estimate(row, name) for name in columns), shown])
+    source = TABLES[_EXPERIMENTS[experiment].table]
     note = f" ({source.note})" if source.note else ""
-    return [*lines, "", f"- {source.source}: {source.protocol}{note}", ""]
+    text = markdown(heads, cells, "l" + "r" * (len(heads) - 2) + "l")
+    return [f"## {TITLES[experiment]}", "", text, "", f"- {source.source}: {source.protocol}{note}", ""]

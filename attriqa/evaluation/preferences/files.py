@@ -6,8 +6,10 @@ import io
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
 
 from attriqa import images
 from attriqa.evaluation.preferences.pairs import JudgedPair
@@ -204,6 +206,11 @@ def is_blank(path: Path) -> bool:
         ImageError: it cannot be read.
     """
     return bool(are_blank(images.read(path, shorter_edge=64)[None]))
+
+
+def black_images(names: Iterable[str], folder: Path) -> list[str]:
+    """Those of a folder's images that are all black. Errors as those of `is_blank`."""
+    return [name for name in tqdm(names, desc="looking for black images", disable=None) if is_blank(folder / name)]
 
 
 def read_image_prompts(path: Path | str) -> dict[str, str]:

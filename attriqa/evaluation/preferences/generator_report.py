@@ -16,6 +16,8 @@ from attriqa.evaluation.preferences.generators import (
     prompt_changes,
     summarize,
 )
+from attriqa.evaluation.text_tables import estimate
+from attriqa.evaluation.text_tables import span as span
 
 DIFFERENCES = (0.005, 0.01, 0.02, 0.05)
 """In mean score, for which the number of images is told."""
@@ -134,11 +136,6 @@ def sample_sizes(duels: Sequence[Duel], sds: Sequence[float]) -> list[dict[str, 
     return found
 
 
-def span(low: float | None, high: float | None, digits: int = 3, scale: float = 1) -> str:
-    """``[0.580, 0.641]``; empty where there is no interval."""
-    return "" if low is None or high is None else f"[{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
-
-
 def comparison_text(result: Mapping[str, Any]) -> str:
     """The gist of what `compare` found as text: a table of generators, the closest duels, changes and sample sizes."""
     entries = result["generators"]
@@ -148,7 +145,7 @@ def comparison_text(result: Mapping[str, Any]) -> str:
     lines = [head + ("mean opinion" if with_opinions else "")]
     for name, entry in entries.items():
         score = entry["summary"]["score"]
-        mean = f"{score['mean']:.3f} {span(score['low'], score['high'])}"
+        mean = estimate(score)
         opinion = "" if entry["mean_opinion"] is None else f"{entry['mean_opinion']:.3f}"
         median = score["quantiles"][len(score["quantiles"]) // 2]
         line = f"{name:{width}}{entry['images']:>7,}{entry['prompts']:>9,}  {mean:26}{median:<8.3f}{opinion}"
@@ -161,7 +158,7 @@ def comparison_text(result: Mapping[str, Any]) -> str:
         lines += ["", *_change_text(name, str(result["baseline"]), change)]
     if result["order"] is not None:
         order_found = result["order"]
-        tau = f"{order_found['tau']:.3f} {span(order_found['tau_low'], order_found['tau_high'])}"
+        tau = estimate(order_found, "tau")
         lines += ["", f"order by score against order by opinion: Kendall's tau {tau}, p = {order_found['p']:.2g}"]
         swapped = ", ".join(f"{better} / {worse}" for better, worse in order_found["discordant"])
         lines += [f"ordered otherwise than by people: {swapped}"] if swapped else []

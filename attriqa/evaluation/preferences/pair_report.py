@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from attriqa.evaluation import metrics
-from attriqa.evaluation.papers.published import ATTIQA_8
+from attriqa.evaluation.papers.published import TABLES
+from attriqa.evaluation.text_tables import span
 from attriqa.files import atomic_path
 
 PUBLISHED_N = 200
@@ -17,12 +18,12 @@ def published_pairs() -> dict[str, Any]:
 
     Its pairs were never released, so these numbers are of other data than anything measured here.
     """
-    rows = {}
-    for name, cells in ATTIQA_8.rows.items():
-        share = (cells[ATTIQA_8.columns.index("accuracy")] or 0.0) / 100
+    table, rows = TABLES["ATTIQA table 8"], {}
+    for name in table.rows:
+        share = (table.value(name, "accuracy") or 0.0) / 100
         low, high = metrics.wilson(share * PUBLISHED_N, PUBLISHED_N)
         rows[name] = {"accuracy": share, "accuracy_low": low, "accuracy_high": high, "n": PUBLISHED_N}
-    return {"source": ATTIQA_8.source, "protocol": ATTIQA_8.protocol, "rows": rows}
+    return {"source": table.source, "protocol": table.protocol, "rows": rows}
 
 
 def agreement_text(result: Mapping[str, Any]) -> str:
@@ -72,7 +73,7 @@ def _row(title: str, entry: Mapping[str, Any] | None) -> str:
 
 
 def _span(low: float | None, high: float | None) -> str:
-    return "-" if low is None or high is None else f"[{100 * low:.1f}, {100 * high:.1f}]"
+    return span(low, high, digits=1, scale=100) or "-"
 
 
 def draw_margins(path: Path | str, curves: Mapping[str, Sequence[Mapping[str, Any]]], margin: str) -> None:

@@ -9,12 +9,11 @@ from itertools import combinations, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from attriqa.evaluation import metrics
-
-Floats = NDArray[np.float64]
+from attriqa.evaluation.bootstrap import Floats, interval_of
 
 VOTE_EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """Bins of the margin of votes, |a - b| / all."""
@@ -181,8 +180,7 @@ def _by_prompt(
         return None, None
     sums, sizes = np.bincount(codes, values, count), np.bincount(codes, minlength=count)
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples)
-    low, high = np.quantile((drawn @ sums) / (drawn @ sizes), (0.025, 0.975))
-    return float(low), float(high)
+    return interval_of((drawn @ sums) / (drawn @ sizes))
 
 
 def margin_curve(pairs: Sequence[JudgedPair], right: Floats, edges: Sequence[float]) -> list[Bin]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from attriqa.evaluation import metrics
+from attriqa.evaluation.bootstrap import Interval
 from attriqa.evaluation.preferences.files import read_records
 
 COLUMNS = ("pair", "image_a", "image_b", "prompt", "left", "preferred", "seconds", "rater")
@@ -114,7 +115,7 @@ def win_rate(tallies: Sequence[Tally]) -> WinRate:
     return WinRate((wins + ties / 2) / len(tallies), low, high, len(tallies), wins, losses, ties, votes)
 
 
-def left_share(votes: Sequence[Vote]) -> tuple[float, metrics.Interval] | None:
+def left_share(votes: Sequence[Vote]) -> tuple[float, Interval] | None:
     """Share of decided answers that went to the left picture, and its 95 % interval; None where none was decided.
 
     Sides are random, so an interval without 1/2 tells of people who press one key.

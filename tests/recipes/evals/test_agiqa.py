@@ -1,11 +1,10 @@
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +121,7 @@ def test_a_model_against_people_is_negative_and_its_fit_failure_is_told(
     assert "the logistic fit failed, PLCC fitted and RMSE are of raw scores" in capsys.readouterr().out
     recipe = small.load_recipe()  # the plot has no curve then, and is there
     rows, _ = recipe.read_table(tree)
-    scores = {row["name"]: [float(row["score"])] for row in small.scores_of(tree)}
+    scores = {row["name"]: float(row["score"]) for row in small.scores_of(tree)}
     recipe.plot(recipe.Config(root=tree, out=tree / "out"), result, rows, scores)
     with Image.open(tree / "out" / "scatter.png") as picture:
         assert picture.size == (1350, 840)
@@ -209,7 +208,7 @@ def test_a_killed_run_goes_on_where_it_stopped(kill: signal.Signals, status: int
     assert run(scorer=scorer) == 0
     assert len(scorer.asked) == small.N - before
     resumed = (tree / "out" / "scores.csv").read_bytes(), small.result_of(tree)
-    for name in ("scores.csv", "run.json", "metrics.json"):
+    for name in ("scores.csv", "metrics.json"):
         (tree / "out" / name).unlink()
     assert run() == 0
     assert ((tree / "out" / "scores.csv").read_bytes(), small.result_of(tree)) == resumed
@@ -225,19 +224,6 @@ def test_numbers_of_an_earlier_run_do_not_outlive_it(run: small.Run, tree: Path)
     assert not (tree / "out" / "metrics.json").exists()
 
 
-def test_a_row_is_on_disk_before_the_next_image_is_asked_for(run: small.Run, tree: Path) -> None:
-    seen = []
-
-    class Watcher(small.FakeScorer):
-        def score_files(self, paths: Iterable[str | Path], *, threads: int | None = None) -> Iterator[small.FileScore]:
-            for result in super().score_files(paths):
-                seen.append(len(small.scores_of(tree)))
-                yield result
-
-    assert run(scorer=Watcher()) == 0
-    assert seen == list(range(small.N))
-
-
 def test_a_finished_run_is_not_repeated(run: small.Run, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run() == 0
     first = small.result_of(tree), (tree / "out" / "scores.csv").read_bytes()
@@ -248,80 +234,36 @@ def test_a_finished_run_is_not_repeated(run: small.Run, tree: Path, capsys: pyte
     assert (small.result_of(tree), (tree / "out" / "scores.csv").read_bytes()) == first
 
 
-def test_a_table_cut_anywhere_is_repaired(run: small.Run, tree: Path) -> None:
-    assert run() == 0
-    path = tree / "out" / "scores.csv"
-    whole = path.read_bytes()
-    recipe = small.load_recipe()
-    rows, _ = recipe.read_table(tree)
-    config = recipe.Config(root=tree, out=tree / "out")
-    cuts = [0, 5, whole.index(b"\n"), whole.index(b"\n") + 1, *random.Random(0).sample(range(len(whole)), 40)]
-    for cut in cuts:
-        path.write_bytes(whole[:cut])
-        done = recipe.open_scores(config, small.FakeScorer().identity, ATTRIBUTES, rows)
-        lines = max(1, whole[:cut].count(b"\n"))  # the header is there again, whatever was left of it
-        assert len(done) == lines - 1
-        assert path.read_bytes() == b"".join(whole.splitlines(keepends=True)[:lines])
-    assert run() == 0
-    assert path.read_bytes() == whole
-
-
-def test_scores_of_another_model_or_view_are_refused(
+def test_scores_of_another_model_or_data_csv_are_refused(
     run: small.Run, tree: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run() == 0
-    names = ("scores.csv", "run.json", "metrics.json")
+    names = ("scores.csv", "scores.csv.meta.json", "metrics.json")
     before = [(tree / "out" / name).read_bytes() for name in names]
     other = small.FakeScorer("other-ba9876543210/five_crop")
     assert run(scorer=other) == 1
     err = capsys.readouterr().err
-    assert "fake-0123456789ab/full" in err
-    assert "other-ba9876543210/five_crop" in err
+    assert "made by fake-0123456789ab/full, these would be made by other-ba9876543210/five_crop" in err
+    assert "choose another --out" in err
     assert other.asked == []
-    assert [(tree / "out" / name).read_bytes() for name in names] == before
-    (tree / "out" / "run.json").unlink()
-    assert run() == 1
-    assert "an unknown model" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        (b"name,score", b"path,score", "expected the header name,score,sharpness"),
-        (b"DALLE2_normal_002.jpg,", b"DALLE2_normal_999.jpg,", "line 10: not one score of an image of data.csv"),
-        (b"DALLE2_normal_002.jpg,", b"DALLE2_normal_001.jpg,", "line 10: not one score"),
-        (b"DALLE2_normal_002.jpg,0.", b"DALLE2_normal_002.jpg,nan0.", "line 10: not one score"),
-        (b"DALLE2_normal_002.jpg,", b"\r\nDALLE2_normal_002.jpg,", "line 10: not one score"),
-        (b"DALLE2_normal_002.jpg,", b"\xff\x00", "line 10: not one score"),
-    ],
-)
-def test_a_damaged_table_is_refused(
-    old: bytes, new: bytes, message: str, run: small.Run, tree: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run() == 0
-    path = tree / "out" / "scores.csv"
-    damaged = path.read_bytes().replace(old, new, 1)
-    path.write_bytes(damaged)
-    assert run() == 1
-    assert message in capsys.readouterr().err
-    assert path.read_bytes() == damaged
-
-
-def test_a_file_of_someone_else_is_left_alone(run: small.Run, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tree / "out" / "scores.csv"
-    path.parent.mkdir()
-    for text in ("notes", "name,score\n", "\n"):
-        path.write_text(text)
-        assert run() == 1
-        assert "expected the header name,score,sharpness" in capsys.readouterr().err
-        assert path.read_text() == text
-
-
-def test_a_table_of_another_data_csv_is_refused(run: small.Run, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run() == 0
     small.set_mos("4.25")(tree)
     assert run() == 1
-    assert "line 15: not one score of an image of data.csv" in capsys.readouterr().err
+    assert "expected 4.25,glide_normal,house of the dragon at the end of" in capsys.readouterr().err
+    assert [(tree / "out" / name).read_bytes() for name in names] == before
+
+
+def test_a_run_of_the_version_before_goes_on(run: small.Run, tree: Path) -> None:
+    """It kept what made the scores in run.json."""
+    assert run("--smoke") == 0
+    old, new = tree / "out" / "run.json", tree / "out" / "scores.csv.meta.json"
+    identity = json.loads(new.read_text())["identity"]
+    for made_by, status in (("another/full", 1), (identity, 0)):
+        old.write_text(json.dumps({"identity": made_by, "config": {}}))
+        new.unlink()
+        scorer = small.FakeScorer()
+        assert run(scorer=scorer) == status
+        assert len(scorer.asked) == (0 if status else 20)
+    assert not old.exists()
 
 
 # Real data

@@ -1,10 +1,8 @@
 """evals/attack.py."""
 
-import importlib.util
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -17,20 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 from tests.support import small_net
+from tests.support.trees import unlabelled as unlabelled_tree
 
-ROOT = Path(__file__).resolve().parents[3]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
 def attack() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("attack_recipe", ROOT / "evals" / "attack.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return unlabelled_tree.load_recipe("attack", "evals")
 
 
 def redness(images: Tensor) -> Tensor:

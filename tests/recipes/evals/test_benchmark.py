@@ -1,6 +1,5 @@
 """The benchmark recipe, its fine-tuning replaced by `fake_finetune`, which writes the same files in no time."""
 
-import importlib.util
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from attriqa.evaluation.papers import published
 from tests.support import fake_finetune
 from tests.support.trees import clive as clive_tree
 from tests.support.trees import datasets as trees
+from tests.support.trees import unlabelled as unlabelled_tree
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = ROOT / "evals" / "benchmark.py"
@@ -29,12 +29,7 @@ EXPERIMENTS = ("in-domain", "cross", "data-efficient", "linear-probe")
 @pytest.fixture(scope="module")
 def benchmark() -> Iterator[Callable[..., int]]:
     """The recipe's main, in this process: each start of Python with torch takes seconds."""
-    spec = importlib.util.spec_from_file_location("benchmark_recipe", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    module = unlabelled_tree.load_recipe("benchmark", "evals")
     before = signal.getsignal(signal.SIGTERM)
 
     def run(*words: object) -> int:
@@ -43,7 +38,6 @@ def benchmark() -> Iterator[Callable[..., int]]:
 
     yield run
     signal.signal(signal.SIGTERM, before)
-    del sys.modules[spec.name]
 
 
 def csv_set(folder: Path, count: int = 10, splits: bool = False) -> Path:

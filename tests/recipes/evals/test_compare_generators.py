@@ -1,10 +1,8 @@
 """The recipe that compares generators: its folders, prompts, cache, faults and files."""
 
-import importlib.util
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -18,20 +16,14 @@ from attriqa import QualityReward, images
 from tests.support import small_net
 from tests.support.fake_scorer import FakeScorer, Result
 from tests.support.trees import agiqa as agiqa_tree
+from tests.support.trees import unlabelled as unlabelled_tree
 
-ROOT = Path(__file__).resolve().parents[3]
 Run = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("compare_generators", ROOT / "evals" / "compare_generators.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["compare_generators"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return unlabelled_tree.load_recipe("compare_generators", "evals")
 
 
 @pytest.fixture
@@ -311,25 +303,6 @@ def test_one_name_for_another_folder_takes_no_score_of_the_first(
     assert run("--generator", *folders) == 0
     assert run("--generator", f"A={tmp_path / 'b'}", f"B={tmp_path / 'a'}") == 0
     assert list(result_of(tmp_path)["generators"]) == ["A", "B"]
-
-
-def test_scores_of_another_model_are_refused(run: Run, folders: tuple[str, str]) -> None:
-    assert run("--generator", *folders) == 0
-    with pytest.raises(SystemExit, match="not comparable"):
-        run("--generator", *folders, scorer=FakeScorer("other-0123456789ab/full", distortions=True))
-
-
-def test_each_generator_is_scored_by_one_stream(run: Run, folders: tuple[str, str]) -> None:
-    handed: list[list[Path]] = []
-
-    class Streamed(FakeScorer):
-        def score_files(self, paths: Iterable[str | Path], *, threads: int | None = None) -> Iterator[Result]:
-            assert iter(paths) is paths  # read as results are asked for, not listed before
-            handed.append(list(map(Path, paths)))
-            return super().score_files(handed[-1], threads=threads)
-
-    assert run("--generator", *folders, scorer=Streamed(distortions=True)) == 0
-    assert [len(paths) for paths in handed] == [6, 6]
 
 
 def test_an_image_is_read_once_to_be_scored_and_again_only_to_be_shown(

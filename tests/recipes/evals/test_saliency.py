@@ -1,6 +1,5 @@
 """The recipe that checks where maps point: its numbers, its draws, its files."""
 
-import importlib.util
 import json
 import subprocess
 from collections.abc import Callable
@@ -14,18 +13,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[3]
+from tests.support.trees import unlabelled as unlabelled_tree
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("saliency_recipe", ROOT / "evals" / "saliency.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return unlabelled_tree.load_recipe("saliency", "evals")
 
 
 @pytest.fixture
@@ -122,7 +117,7 @@ def test_smoke_prints_what_it_writes_and_goes_on(folder: Path, tmp_path: Path, r
         (("--types", "gausian_blur"), "did you mean 'gaussian_blur'"),
         (("--level", "6"), "level: expected 1 to 5, got 6"),
         (("--most", "0"), "most, curve_photos: expected at least 1 and 0, got 0 and 10"),
-        (("--pattern", "*.tif"), "photos: expected files that match '*.tif'"),
+        (("--pattern", "*.tif"), "expected files that match '*.tif'"),
     ],
 )
 def test_a_wrong_command_is_told(

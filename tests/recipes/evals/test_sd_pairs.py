@@ -1,10 +1,8 @@
 """The recipe that makes pairs of generated images, collects votes on them, and scores scorers by these."""
 
 import csv
-import importlib.util
 import json
 import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -19,9 +17,9 @@ from attriqa.attributes import ATTRIBUTES
 from attriqa.evaluation.preferences.files import image_name
 from attriqa.evaluation.preferences.votes import COLUMNS
 from attriqa.reward import FileScore
+from tests.support.trees import unlabelled as unlabelled_tree
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-ROOT = Path(__file__).resolve().parents[3]
 PROMPTS = ("a cat", "Ein Baum, groß", "東京", "a cat!")
 
 
@@ -62,7 +60,7 @@ class FakeReward:
         self.asked: list[str] = []
         REWARDS.append(self)
 
-    def score_files(self, paths: Iterable[str | Path]) -> Iterator[FileScore]:
+    def score_files(self, paths: Iterable[str | Path], *, threads: int | None = None) -> Iterator[FileScore]:
         for path in paths:
             self.asked.append(Path(path).name)
             mean = float(np.asarray(Image.open(path)).mean()) / 255
@@ -74,12 +72,7 @@ REWARDS: list[FakeReward] = []
 
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sd_pairs", ROOT / "evals" / "sd_pairs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "sd_pairs", module)  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    module = unlabelled_tree.load_recipe("sd_pairs", "evals")
     monkeypatch.setattr(module.attriqa, "QualityReward", FakeReward)
     REWARDS.clear()
     return module
@@ -243,8 +236,6 @@ def test_no_image_is_scored_twice(recipe: ModuleType, judged: Path, tmp_path: Pa
     assert len(REWARDS[-1].asked) == 12
     assert run_score(recipe, judged, tmp_path / "out") == first
     assert REWARDS[-1].asked == []
-    with pytest.raises(SystemExit, match="not comparable"):
-        run_score(recipe, judged, tmp_path / "out", "--model", "default=another.safetensors")
 
 
 def test_winners_without_votes_have_no_curve(recipe: ModuleType, judged: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from attriqa.models.clip.towers import CLIPTowers, clip_of
-from tests.support import clip_recipes, small_clip
+from tests.support import small_clip
 from tests.support.trees import unlabelled as unlabelled_tree
 
 
@@ -55,19 +55,6 @@ def test_a_ratio_is_what_the_tokens_cost(
         assert numbers[f"{kind}_ratio_per_token"] == pytest.approx(1)
     for name, value in numbers.items():
         assert f"| {name} | {value:.4g} |" in text
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (("--prompts", "0"), "--prompts: expected at least 1, got 0"),
-        (("--rounds", "0"), "--rounds: expected at least 1, got 0"),
-    ],
-)
-def test_wrong_flags_are_refused(
-    recipe: ModuleType, tmp_path: Path, flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert message in clip_recipes.refusal(recipe, tmp_path / "out", capsys, flags)
 
 
 def test_a_clip_that_prompts_cannot_enter_is_refused(recipe: ModuleType, tmp_path: Path) -> None:

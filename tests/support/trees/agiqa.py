@@ -1,7 +1,6 @@
 """A small AGIQA-3K in the official layout, a scorer without weights, and the recipe under test, as a module."""
 
 import csv
-import importlib.util
 import io
 import json
 import signal
@@ -10,13 +9,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from attriqa import ATTRIBUTES
+from attriqa.reward import FileScore
+from tests.support.trees import unlabelled as unlabelled_tree
 
 ROOT = Path(__file__).resolve().parents[3]
 HEADER = "name,prompt,adj1,adj2,style,mos_quality,std_quality,mos_align,std_align"
@@ -44,15 +45,6 @@ N = len(SETTINGS) * len(PROMPTS)
 Run = Callable[..., int]
 
 
-class FileScore(NamedTuple):
-    """As `attriqa.reward.FileScore`, without torch: `drive` starts in a moment."""
-
-    path: str
-    score: float | None
-    attributes: tuple[float, ...] | None
-    error: str | None
-
-
 class FakeScorer:
     """Scores a file by its mean brightness; ``sign`` -1 turns it against people; slow on demand."""
 
@@ -74,13 +66,7 @@ class FakeScorer:
 
 
 def load_recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("agiqa", ROOT / "evals" / "agiqa.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["agiqa"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return unlabelled_tree.load_recipe("agiqa", "evals")
 
 
 def drive() -> None:
