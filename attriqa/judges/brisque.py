@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attriqa import images as image_io
-from attriqa.judges.natural_scenes import fit_aggd, gamma_ratio, mscn, round_straight_through
+from attriqa.judges.natural_scenes import fit_aggd, gamma_ratio, in_chunks, mscn, round_straight_through, weighted
 
 MODEL, RANGE = "brisque_model_live.yml", "brisque_range_live.yml"
 UNTEXTURED = 100.0  # the value of an image without texture: the worst of the scale; OpenCV has NaN
@@ -18,7 +17,6 @@ _GRAY = (0.299, 0.587, 0.114)
 _GAUSSIAN = [math.exp(-0.5 * (offset / (7 / 6)) ** 2) for offset in range(-3, 4)]
 _TAPS = [weight / sum(_GAUSSIAN) for weight in _GAUSSIAN]
 _SHIFTS = ((0, 1), (1, 0), (1, 1), (-1, 1))  # rows, columns: neighbours whose products are fitted
-_CHUNK_PIXELS = 1 << 22  # at once, whatever the batch
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
@@ -71,14 +69,11 @@ class BRISQUE(nn.Module):
         Raises:
             ValueError: images are anything else.
         """
-        image_io.check(images)
-        count = max(1, _CHUNK_PIXELS // images[0, 0].numel())
-        return torch.cat([self._distortion(chunk) for chunk in images.split(count)])
+        return in_chunks(self._distortion, images)
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The 36 features of each image, (B, 36) float64 and unscaled, and whether it has texture, (B,)."""
-        weighted = [weight * plane for weight, plane in zip(_GRAY, images.double().unbind(1), strict=True)]
-        gray = round_straight_through(255 * torch.stack(weighted).sum(0)) / 255
+        gray = round_straight_through(255 * weighted(images, _GRAY)) / 255
         size = (gray.shape[1] // 2, gray.shape[2] // 2)
         half = F.interpolate(gray[:, None], size, mode="bicubic")[:, 0]  # a = -0.75 and no antialiasing, as OpenCV
         found = [self._features(scale) for scale in (gray, half)]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attriqa import images as image_io
-from attriqa.judges.natural_scenes import fit_aggd, gamma_ratio, mscn, round_straight_through
+from attriqa.judges.natural_scenes import fit_aggd, gamma_ratio, in_chunks, mscn, round_straight_through, weighted
 
 Luminance = Literal["gray", "y"]
 BLOCK = 96  # px; statistics are of blocks, 48 px at half the size
@@ -19,7 +19,6 @@ _LUMINANCE: dict[Luminance, tuple[float, float, float, float]] = {  # of red, gr
     "y": (65.481, 128.553, 24.966, 16.0),
 }
 _SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))  # rows, columns: neighbours whose products are fitted
-_CHUNK_PIXELS = 1 << 22  # at once, whatever the batch: about 2 GB with gradients
 # Weights of 8 neighbours at half the size: a cubic (a = -0.5) stretched to twice its width.
 _DISTANCES = np.abs(np.arange(8) - 3.5) / 2
 _CUBIC = np.where(
@@ -97,14 +96,11 @@ class NIQE(nn.Module):
             raise ValueError(
                 f"images: NIQE needs two blocks of {BLOCK} x {BLOCK} px or more, got {tuple(images.shape[2:])}"
             )
-        cropped = images[:, :, : rows * BLOCK, : columns * BLOCK]
-        count = max(1, _CHUNK_PIXELS // cropped[0, 0].numel())
-        return torch.cat([self._distance(chunk) for chunk in cropped.split(count)])
+        return in_chunks(self._distance, images[:, :, : rows * BLOCK, : columns * BLOCK])
 
     def _distance(self, images: Tensor) -> Tensor:
         *weights, black = _LUMINANCE[self.luminance]
-        weighted = [weight * plane for weight, plane in zip(weights, images.double().unbind(1), strict=True)]
-        luminance = round_straight_through(torch.stack(weighted).sum(0) + black)
+        luminance = round_straight_through(weighted(images, weights) + black)
         coarse, fine = self._features(halve(luminance), BLOCK // 2), self._features(luminance, BLOCK)
         textured = (fine[1] & coarse[1])[..., None]  # (B, blocks, 1)
         features = torch.where(textured, torch.cat([fine[0], coarse[0]], 2), 0.0)

@@ -123,14 +123,6 @@ def test_optional_prompts_are_passed_on_when_there_are_some(images: Tensor) -> N
     assert as_reward(functools.partial(count))(images, PROMPTS).tolist() == [3, 3, 3]
 
 
-def test_a_batch_is_as_its_pictures_one_by_one(
-    reward: QualityReward, similarity: ClipSimilarity, images: Tensor
-) -> None:
-    combined = reward + 0.5 * as_reward(similarity)
-    alone = [combined(image[None], [prompt]) for image, prompt in zip(images, PROMPTS, strict=True)]
-    torch.testing.assert_close(combined(images, PROMPTS), torch.cat(alone), atol=1e-5, rtol=0)
-
-
 def test_nothing_of_a_sum_can_be_trained_by_accident(reward: QualityReward, similarity: ClipSimilarity) -> None:
     whole = nn.Sequential(reward + 0.5 * as_reward(similarity))
     whole.train().requires_grad_(True)
@@ -164,11 +156,6 @@ def test_missing_prompts_are_asked_for(similarity: ClipSimilarity, images: Tenso
         as_reward(similarity, "alignment")(images)
     with pytest.raises(ValueError, match="prompts: expected 3, one per image, got 2"):
         as_reward(similarity, "alignment")(images, PROMPTS[:2])
-
-
-def test_images_are_checked_before_any_scorer_sees_them(images: Tensor) -> None:
-    with pytest.raises(ValueError, match="images: expected"):
-        as_reward(darkness)(images * 255)
 
 
 @pytest.mark.parametrize(
