@@ -62,7 +62,7 @@ def _tower(model: nn.Module) -> Any:
 
 
 class _TowerReachedError(Exception):
-    """The tower has been reached."""
+    """What the tower is shown is known; the rest of the model need not run."""
 
 
 def _entering(model: nn.Module, tower: Any, image: Tensor) -> Tensor:
@@ -114,16 +114,16 @@ def _ends(line: Tensor, whole: int) -> tuple[int, int]:
 def _by_attention(model: nn.Module, tower: Any, image: Tensor, harm: Callable[[Tensor], Tensor]) -> Tensor:
     """(K, rows, columns): how much each patch of each picture raises ``harm`` through attention."""
     blocks = [part for part in tower.modules() if isinstance(part, nn.MultiheadAttention)]
-    entering: list[Tensor] = []
-    size = tower.conv1.register_forward_hook(lambda module, args, output: entering.append(output))
-    try:
-        with _explicit_attention(blocks) as seen, _last_tokens(tower) as last, torch.enable_grad():
-            value = harm(image.clone().requires_grad_())
-            attention, tokens = tuple(seen), last[0]
-            *gradients, to_tokens = torch.autograd.grad(value, (*attention, tokens))
-    finally:
-        size.remove()
-    rows, columns = entering[0].shape[2:]
+    with (
+        _outputs(tower.conv1) as patches,
+        _explicit_attention(blocks) as seen,
+        _last_tokens(tower) as last,
+        torch.enable_grad(),
+    ):
+        value = harm(image.clone().requires_grad_())
+        attention, tokens = tuple(seen), last[0]
+        *gradients, to_tokens = torch.autograd.grad(value, (*attention, tokens))
+    rows, columns = patches[0].shape[2:]
     own = 1 + rows * columns  # CLS and the patches; learnt prompts come after them
     kept = any(isinstance(part, VisualPrompts) and part.kind == "shallow" for part in model.modules())
     relevance = torch.eye(own, device=image.device)[:, 1:].expand(len(tokens), -1, -1)  # (K, T, N): of each patch
@@ -151,16 +151,22 @@ def _reading(merit: Tensor, gradient: Tensor) -> Tensor:
 
 def _by_gradient(tower: Any, image: Tensor, harm: Callable[[Tensor], Tensor]) -> Tensor:
     """(K, rows, columns): Grad-CAM on the last maps of a ResNet."""
-    maps: list[Tensor] = []
-    handle = tower.layer4.register_forward_hook(lambda module, args, output: maps.append(output))
-    try:
-        with torch.enable_grad():
-            value = harm(image.clone().requires_grad_())
-            (gradient,) = torch.autograd.grad(value, maps[0])
-    finally:
-        handle.remove()
+    with _outputs(tower.layer4) as maps, torch.enable_grad():
+        value = harm(image.clone().requires_grad_())
+        (gradient,) = torch.autograd.grad(value, maps[0])
     cam: Tensor = (gradient.mean((2, 3), keepdim=True) * maps[0]).sum(1).detach()
     return cam.clamp(min=0).float()
+
+
+@contextmanager
+def _outputs(part: nn.Module) -> Iterator[list[Tensor]]:
+    """While inside, what the part gives is in the list."""
+    seen: list[Tensor] = []
+    handle = part.register_forward_hook(lambda module, args, output: seen.append(output))
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 @contextmanager

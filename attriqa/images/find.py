@@ -4,8 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from attriqa.images.decode import _NAMES
-
+_NAMES = "png apng jpg jpeg jpe jfif mpo webp gif bmp tif tiff jp2 jpx j2k avif ppm pgm pbm pnm"
 SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())  # of what `find` takes for an image inside a folder
 
 

@@ -12,23 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from attriqa.attributes import ATTRIBUTES
-from attriqa.pages.html import (
-    THUMBNAIL_SIDE,
-    Thumbnail,
-    file_thumbnail,
-    fixed,
-    map_ahead,
-    printable,
-    thumbnail,
-    write_page,
-)
+from attriqa.pages.html import THUMBNAIL_SIDE, Thumbnail, file_thumbnail, fixed, map_ahead, thumbnail, write_page
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
-
-__all__ = ["THUMBNAIL_SIDE", "ReportRow", "printable", "write_report"]
 
 _BINS = 20
 
@@ -124,8 +113,9 @@ def _check(row: ReportRow, attributes: Sequence[str]) -> None:
 def _figures(scores: Sequence[float]) -> list[tuple[str, str]]:
     figures = [("images", f"{len(scores):,}")]
     if scores:
-        of = {"mean score": statistics.fmean, "median": statistics.median, "lowest": min, "highest": max}
-        figures += [(name, fixed(figure(scores))) for name, figure in of.items()]
+        mean, median = statistics.fmean(scores), statistics.median(scores)
+        figures += [("mean score", fixed(mean)), ("median", fixed(median))]
+        figures += [("lowest", fixed(min(scores))), ("highest", fixed(max(scores)))]
     return figures
 
 

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from attriqa.cli import demo
+from tests.pages.cases import decoded, texts
 from tests.support.browser import Browser
 from tests.support.fake_scorer import FakeScorer, attriqa
-from tests.support.pages import decoded, texts
 
 
 @pytest.fixture

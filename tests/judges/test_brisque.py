@@ -11,7 +11,7 @@ from scipy.special import gamma
 
 from attriqa.images import read
 from attriqa.judges.brisque import BRISQUE, MODEL, RANGE, UNTEXTURED
-from tests.support.natural_scenes import (
+from tests.judges.natural_scenes import (
     HIGH,
     LOW,
     VECTORS,

@@ -14,8 +14,8 @@ from attriqa.judges.brisque import BRISQUE
 from attriqa.judges.niqe import NIQE
 from attriqa.models.views import CROPPED_VIEWS
 from attriqa.reward import Guard
+from tests.judges.natural_scenes import photo, write_brisque, write_niqe
 from tests.support import image_cases, small_net
-from tests.support.natural_scenes import photo, write_brisque, write_niqe
 
 Scorer = Callable[[Tensor], Tensor]
 

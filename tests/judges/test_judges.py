@@ -11,7 +11,7 @@ from attriqa import QualityReward
 from attriqa.judges import load_judge
 from attriqa.judges.niqe import NIQE
 from attriqa_envs.evaluation import make_judge, make_reward
-from tests.support.natural_scenes import write_niqe
+from tests.judges.natural_scenes import write_niqe
 
 PACKAGED = Path(attriqa.__file__).parent / "weights" / "judge.safetensors"
 

@@ -14,7 +14,7 @@ from scipy.special import gamma
 from attriqa.images import read
 from attriqa.judges.natural_scenes import fit_aggd
 from attriqa.judges.niqe import BLOCK, NIQE, UNTEXTURED, halve
-from tests.support.natural_scenes import Floats, photo, plain_aggd, write_niqe
+from tests.judges.natural_scenes import Floats, photo, plain_aggd, write_niqe
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from PIL import Image
 from attriqa.evaluation import metrics
 from attriqa.evaluation.preferences.votes import COLUMNS, Vote, left_share, read_votes, tally_votes, win_rate
 from attriqa.pages.ab import ABPair, write_ab_page
+from tests.pages.cases import ab, ab_pairs, decoded
 from tests.support.browser import Browser
-from tests.support.pages import ab, ab_pairs, decoded
 
 SHOWN = """
 const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});

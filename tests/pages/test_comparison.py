@@ -11,8 +11,8 @@ from attriqa.evaluation.preferences.generators import Generator
 from attriqa.pages import comparison as comparison_page
 from attriqa.pages.comparison import pictures_per_list, write_comparison_page
 from attriqa.pages.html import THUMBNAIL_SIDE, printable
+from tests.pages.cases import HOSTILE, OUTPUTS, cells, comparison, decoded, generators, texts
 from tests.support.browser import Browser
-from tests.support.pages import HOSTILE, OUTPUTS, cells, comparison, decoded, generators, texts
 
 Made = tuple[Path, dict[str, Any], list[Generator]]
 

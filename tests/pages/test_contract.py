@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from attriqa.pages.html import printable
+from tests.pages.cases import HOSTILE, PAGES, decoded, texts
 from tests.support.browser import Browser
-from tests.support.pages import HOSTILE, PAGES, decoded, texts
 
 CONTRASTS = """
 const pen = document.createElement("canvas").getContext("2d", {willReadFrequently: true});

@@ -19,8 +19,8 @@ from attriqa.distortions import DISTORTION_KEYS
 from attriqa.explain import why
 from attriqa.pages.html import THUMBNAIL_SIDE, printable
 from attriqa.pages.report import ReportRow
+from tests.pages.cases import HOSTILE, NAMES, SCORES, noise, report, report_rows, sections, texts
 from tests.support.browser import Browser
-from tests.support.pages import HOSTILE, NAMES, SCORES, noise, report, report_rows, sections, texts
 
 SHOWN = "tr.item:not([hidden]) bdi"
 SORTED = "return [...document.querySelectorAll('thead th')].map(h => h.getAttribute('aria-sort'))"

@@ -101,8 +101,10 @@ def test_operators_mean_what_they_say(
 
 
 def test_what_comes_twice_is_numbered(reward: QualityReward, images: Tensor) -> None:
-    _, info = (reward + darkness + reward + darkness).told(images)
+    _, info = (reward + darkness + reward + darkness).breakdown(images)
     assert list(info) == ["quality", "darkness", "quality_2", "darkness_2"]
+    with pytest.warns(DeprecationWarning, match="now called breakdown"):
+        assert list(as_reward(darkness).told(images)[1]) == ["darkness"]
 
 
 def test_scorers_may_give_arrays_and_lists(images: Tensor) -> None:

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from attriqa_envs.evaluation.page import Item, Version, write_compare_page
+from tests.pages.cases import HOSTILE, cells, decoded, flat, isp, texts
 from tests.support.browser import Browser
-from tests.support.pages import HOSTILE, cells, decoded, flat, isp, texts
 
 COLOURS = """
 const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
