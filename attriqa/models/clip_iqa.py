@@ -362,8 +362,7 @@ def restore(saved: checkpoint.Checkpoint, path: Path | str, *, towers: CLIPTower
 
     Raises:
         attriqa.models.checkpoint.CheckpointError: it is of another architecture, does not fit its own configuration, or
-        its
-            CLIP is gone or has other weights (both are named).
+            its CLIP is gone or has other weights (both are named).
     """
     return _restored(saved, path, towers, ClipIQA, ClipIQAConfig)
 

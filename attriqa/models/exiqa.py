@@ -271,8 +271,7 @@ def restore(
 
     Raises:
         attriqa.models.checkpoint.CheckpointError: it is of another architecture, does not fit its own configuration,
-        was made
-            with another table than ``table``, or its CLIP is gone or has other weights (both are named).
+            was made with another table than ``table``, or its CLIP is gone or has other weights (both are named).
     """
     about, settings = clip_checkpoint.parts(saved, path, ExIQA.__name__)
     try:

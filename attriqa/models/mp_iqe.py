@@ -338,8 +338,7 @@ def restore(saved: checkpoint.Checkpoint, path: Path | str, *, towers: CLIPTower
 
     Raises:
         attriqa.models.checkpoint.CheckpointError: it is of another architecture, does not fit its own configuration, or
-        its
-            CLIP is gone, of another size or has other weights (both are named).
+            its CLIP is gone, of another size or has other weights (both are named).
     """
     about, settings = clip_checkpoint.parts(saved, path, MPIQE.__name__)
     try:
