@@ -92,23 +92,23 @@ def _places(model: nn.Module, tower: Any, image: Tensor) -> list[tuple[int, int,
     ramp = torch.zeros_like(image)
     ramp[:, 0] = ((torch.arange(width, device=image.device) + 0.5) / width).expand(height, width)
     ramp[:, 1] = ((torch.arange(height, device=image.device) + 0.5) / height)[:, None].expand(height, width)
-    black, white, found = (
+    black, white, coordinates = (
         _entering(model, tower, shown) for shown in (torch.zeros_like(image), torch.ones_like(image), ramp)
     )
-    shares = ((found - black) / (white - black)).float()  # the normalisation taken back
+    shares = ((coordinates - black) / (white - black)).float()  # the normalisation taken back
     across = [_ends(line, width) for line in shares[:, 0].mean(1)]
     down = [_ends(line, height) for line in shares[:, 1].mean(2)]
     return [(top, left, tall, broad) for (top, tall), (left, broad) in zip(down, across, strict=True)]
 
 
-def _ends(line: Tensor, whole: int) -> tuple[int, int]:
-    """Where coordinates, as shares of ``whole`` pixels, begin, and how far they go; from their middle half."""
+def _ends(line: Tensor, side: int) -> tuple[int, int]:
+    """Where coordinates, as shares of ``side`` pixels, begin, and how far they go; from their middle half."""
     count = len(line)
     first, last = count // 4, max(count // 4 + 1, (3 * count) // 4)
     pitch = (line[last] - line[first]).item() / (last - first)
     begin = line[first].item() - (first + 0.5) * pitch
-    start = min(max(round(begin * whole), 0), whole - 1)
-    return start, max(1, min(round((begin + count * pitch) * whole), whole) - start)
+    start = min(max(round(begin * side), 0), side - 1)
+    return start, max(1, min(round((begin + count * pitch) * side), side) - start)
 
 
 def _by_attention(model: nn.Module, tower: Any, image: Tensor, harm: Callable[[Tensor], Tensor]) -> Tensor:
@@ -132,8 +132,8 @@ def _by_attention(model: nn.Module, tower: Any, image: Tensor, harm: Callable[[T
             relevance = F.pad(relevance[:, :own], (0, 0, 0, weights.shape[-1] - own))
         relevance = relevance + (gradient * weights).detach().clamp(min=0).mean(1) @ relevance
     reading = _reading((to_tokens * tokens)[:, :own].sum(2).detach(), to_tokens[:, :own])
-    found: Tensor = reading[:, None] @ relevance[:, :own]
-    return found.view(-1, rows, columns)
+    shown: Tensor = reading[:, None] @ relevance[:, :own]
+    return shown.view(-1, rows, columns)
 
 
 def _reading(merit: Tensor, gradient: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ def find(paths: str | Path | Iterable[str | Path], *, recursive: bool = False) -
     Raises:
         FileNotFoundError: naming the path that does not exist.
     """
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     seen: set[Path] = set()
     pending = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     for path in pending:  # which grows by the folders inside folders
@@ -29,9 +29,9 @@ def find(paths: str | Path | Iterable[str | Path], *, recursive: bool = False) -
                 if entry.is_dir():
                     pending += [entry] if recursive else []
                 elif entry.suffix.lower() in SUFFIXES:
-                    found.setdefault(os.path.abspath(entry), entry)  # noqa: PTH100 (resolve would merge links)
+                    files.setdefault(os.path.abspath(entry), entry)  # noqa: PTH100 (resolve would merge links)
         elif path.exists():
-            found.setdefault(os.path.abspath(path), path)  # noqa: PTH100
+            files.setdefault(os.path.abspath(path), path)  # noqa: PTH100
         else:
             raise FileNotFoundError(f"no such file or folder: {path}")
-    return sorted(found.values())
+    return sorted(files.values())

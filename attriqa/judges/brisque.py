@@ -76,8 +76,8 @@ class BRISQUE(nn.Module):
         gray = round_straight_through(255 * weighted(images, _GRAY)) / 255
         size = (gray.shape[1] // 2, gray.shape[2] // 2)
         half = F.interpolate(gray[:, None], size, mode="bicubic")[:, 0]  # a = -0.75 and no antialiasing, as OpenCV
-        found = [self._features(scale) for scale in (gray, half)]
-        return torch.cat([part for part, _ in found], 1), found[0][1] & found[1][1]
+        scales = [self._features(scale) for scale in (gray, half)]
+        return torch.cat([part for part, _ in scales], 1), scales[0][1] & scales[1][1]
 
     def _features(self, gray: Tensor) -> tuple[Tensor, Tensor]:
         """(B, H, W) -> 18 features (B, 18) and whether there is texture (B,)."""
@@ -95,8 +95,8 @@ class BRISQUE(nn.Module):
         features = torch.where(textured[:, None], features, self.low)
         scaled = 2 * (features - self.low) / (self.high - self.low) - 1
         apart = (scaled[:, None] - self.vectors).square().sum(2)  # (B, support vectors)
-        found = torch.exp(-self.gamma * apart) @ self.weights - self.rho
-        return torch.where(textured, found, UNTEXTURED)
+        value = torch.exp(-self.gamma * apart) @ self.weights - self.rho
+        return torch.where(textured, value, UNTEXTURED)
 
 
 def _shifted(values: Tensor, down: int, right: int) -> Tensor:
@@ -132,7 +132,7 @@ def _read_model(path: Path) -> tuple[Tensor, Tensor, float, float]:
 def _numbers(path: Path, text: str, name: str, count: int) -> list[float]:
     """The ``count`` finite numbers after ``name:``, in brackets or a single one."""
     match = re.search(rf"\b{name}:\s*(?:\[([^\]]*)\]|(\S+))", text)
-    found = [] if match is None else [float(number) for number in _NUMBER.findall(match[1] or match[2])]
-    if len(found) != count or not all(map(math.isfinite, found)):
-        raise ValueError(f"{path}: expected {count} finite numbers in {name}, got {len(found)}")
-    return found
+    numbers = [] if match is None else [float(number) for number in _NUMBER.findall(match[1] or match[2])]
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{path}: expected {count} finite numbers in {name}, got {len(numbers)}")
+    return numbers

@@ -105,10 +105,10 @@ def _shape(moment: Tensor) -> Tensor:
     shapes, moments, slopes = (torch.from_numpy(column).to(moment) for column in _shape_table())
     after = torch.searchsorted(moments, moment.detach().contiguous()).clamp(1, len(moments) - 1)
     nearer = (moment.detach() - moments[after - 1]) <= (moments[after] - moment.detach())
-    found = after - nearer.long()
+    nearest = after - nearer.long()
     inside = (moment > moments[0]) & (moment < moments[-1])
-    pull = torch.where(inside, moment - moment.detach(), 0.0) / slopes[found]
-    return shapes[found] + pull
+    pull = torch.where(inside, moment - moment.detach(), 0.0) / slopes[nearest]
+    return shapes[nearest] + pull
 
 
 @lru_cache(maxsize=1)

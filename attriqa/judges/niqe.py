@@ -60,18 +60,18 @@ class NIQE(nn.Module):
         shapes = {"mu_pris_param": (1, _FEATURES), "cov_pris_param": (_FEATURES,) * 2, "gaussian_window": (7, 7)}
         try:
             with np.load(path, allow_pickle=False) as file:
-                found = {name: np.asarray(file[name], np.float64) for name in shapes}
+                parameters = {name: np.asarray(file[name], np.float64) for name in shapes}
         except (ValueError, KeyError, EOFError) as error:
             raise ValueError(f"{path}: expected an .npz with {', '.join(shapes)} ({error})") from error
         for name, shape in shapes.items():
-            if found[name].shape != shape or not np.isfinite(found[name]).all():
-                raise ValueError(f"{path}: expected {name} of shape {shape}, finite; got {found[name].shape}")
-        window = found["gaussian_window"]
+            if parameters[name].shape != shape or not np.isfinite(parameters[name]).all():
+                raise ValueError(f"{path}: expected {name} of shape {shape}, finite; got {parameters[name].shape}")
+        window = parameters["gaussian_window"]
         self.taps: list[float] = window.sum(0).tolist()
         if not np.allclose(np.outer(self.taps, self.taps), window, rtol=0, atol=1e-9):
             raise ValueError(f"{path}: expected a gaussian_window that is a product of rows and columns and sums to 1")
-        self.register_buffer("mean", torch.from_numpy(found["mu_pris_param"][0]))
-        self.register_buffer("covariance", torch.from_numpy(found["cov_pris_param"]))
+        self.register_buffer("mean", torch.from_numpy(parameters["mu_pris_param"][0]))
+        self.register_buffer("covariance", torch.from_numpy(parameters["cov_pris_param"]))
 
     def forward(self, images: Tensor) -> Tensor:
         """Minus `distance`: higher is better."""

@@ -21,11 +21,6 @@ PROMPTS = ["a red barn", "the sea at night", "a red barn"]
 
 
 @pytest.fixture(scope="module")
-def reward(tmp_path_factory: pytest.TempPathFactory) -> QualityReward:
-    return QualityReward(small_net.save(tmp_path_factory.mktemp("net") / "small.safetensors"))
-
-
-@pytest.fixture(scope="module")
 def images() -> Tensor:
     return torch.rand(3, 3, 48, 40, generator=torch.Generator().manual_seed(0))
 

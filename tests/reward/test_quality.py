@@ -20,16 +20,6 @@ from attriqa.models.views import CROPPED_VIEWS, View
 from tests.support import image_cases, small_net
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_net.save(tmp_path_factory.mktemp("weights") / "small.safetensors")
-
-
-@pytest.fixture(scope="module")
-def reward(weights: Path) -> QualityReward:
-    return QualityReward(weights)
-
-
 def pictures(count: int, height: int = 104, width: int = 140, seed: int = 0) -> Tensor:
     """Smooth colours with a little noise: images as different from one another as a random net can tell."""
     generator = torch.Generator().manual_seed(seed)
@@ -416,17 +406,13 @@ def test_files_score_in_the_order_given_and_bad_ones_say_why(reward: QualityRewa
         assert row.attributes == pytest.approx([expected.attribute(name).item() for name in ATTRIBUTES], abs=0.1)
 
 
-def test_threads_change_no_row(reward: QualityReward, folder: list[Path]) -> None:
+def test_neither_threads_nor_neighbours_change_a_row(reward: QualityReward, folder: list[Path]) -> None:
     first, *others = (list(reward.score_files(folder, threads=threads)) for threads in (1, 2, 4))
     assert len(first) == len(folder)
     assert all(rows == first for rows in others)
-
-
-def test_neighbours_change_no_score(reward: QualityReward, folder: list[Path]) -> None:
-    rows = {row.path: row.score for row in reward.score_files(folder)}
+    rows = {row.path: row.score for row in first}
     alone = [next(iter(reward.score_files([path]))) for path in folder[:6]]
-    mixed = list(reward.score_files(reversed(folder)))
-    for row in [*alone, *mixed]:
+    for row in [*alone, *reward.score_files(reversed(folder))]:
         assert row.score == (None if rows[row.path] is None else pytest.approx(rows[row.path], abs=1e-5))
 
 
@@ -472,12 +458,9 @@ def test_no_thread_outlives_the_rows(reward: QualityReward, folder: list[Path]) 
 def test_rows_leave_the_callers_gradient_mode_alone(reward: QualityReward, folder: list[Path]) -> None:
     for _ in reward.score_files(folder[:2]):
         assert torch.is_grad_enabled()
-
-
-@pytest.mark.parametrize("threads", [0, -1])
-def test_a_wrong_number_of_threads_is_refused(reward: QualityReward, folder: list[Path], threads: int) -> None:
-    with pytest.raises(ValueError, match=f"threads: expected at least 1, got {threads}"):
-        list(reward.score_files(folder, threads=threads))
+    assert list(reward.score_files([])) == []
+    with pytest.raises(ValueError, match="threads: expected at least 1, got 0"):
+        list(reward.score_files(folder, threads=0))
 
 
 # The weights inside the package
