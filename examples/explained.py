@@ -47,8 +47,8 @@ for name, key, side in ONE if one else THREE:
     row = Image.new("RGB", (3 * width, height + text), "white")
     for column, picture in enumerate(pictures):
         row.paste(picture, (column * width, 0))
-    said = f"score {assessment.score.item():.2f}; {words}"
-    line = f"{key} in the {side} half: {said} | where the score is lost | where it sees {shown}"
+    result = f"score {assessment.score.item():.2f}; {words}"
+    line = f"{key} in the {side} half: {result} | where the score is lost | where it sees {shown}"
     if text:
         ImageDraw.Draw(row).text((8, height + 7), line, fill="black", font_size=17)
     rows.append(row)

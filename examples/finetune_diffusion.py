@@ -107,10 +107,10 @@ class Learner:
 
     def finetune(self) -> list[dict[str, float]]:
         """Train for all epochs that are not done yet; returns what each saw."""
-        config, state, about = self.config, self.config.out / "state.safetensors", as_dict(self.config)
+        config, state, recorded = self.config, self.config.out / "state.safetensors", as_dict(self.config)
         history: list[dict[str, float]] = []
         if state.exists():
-            history = load_state(state, {"lora": self.trained}, self.optimizer, config=about)["history"]
+            history = load_state(state, {"lora": self.trained}, self.optimizer, config=recorded)["history"]
         learn = self.policy_epoch if config.method == "policy" else self.backprop_epoch
         quiet = None if self.accelerator.is_main_process else True
         with tqdm(total=config.epochs, initial=len(history), desc=config.method, unit="epoch", disable=quiet) as bar:
@@ -125,7 +125,7 @@ class Learner:
                 bar.set_postfix(reward=f"{history[-1]['reward']:.4f}")
                 bar.update()
                 if self.accelerator.is_main_process:
-                    counters = {"config": about, "history": history}
+                    counters = {"config": recorded, "history": history}
                     save_state(state, {"lora": self.trained}, self.optimizer, counters)
         return history
 
@@ -168,7 +168,7 @@ class Learner:
         DRaFT-K (Clark et al., Directly fine-tuning diffusion models on differentiable rewards, ICLR 2024).
         """
         policy, config, size = self.policy, self.config, self.config.batch
-        told, blank, seconds = [], [], 0.0
+        rewards, blank, seconds = [], [], 0.0
         for part in (slice(start, start + size) for start in range(0, len(which), size)):
             states = policy.rollout(noise[:, part], which[part], config.last_steps)
             images = policy.decode(states[-1])
@@ -184,9 +184,9 @@ class Learner:
                 loss = loss + config.kl_weight * divergence.mean() / config.last_steps
             loss.backward()
             self.update()
-            told.append(scores.detach())
+            rewards.append(scores.detach())
             blank.append(info["blank"])
-        return torch.cat(told), torch.cat(blank), seconds
+        return torch.cat(rewards), torch.cat(blank), seconds
 
     def update(self) -> None:
         """One step of the optimizer on the mean of all processes' gradients.
@@ -221,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         history = Learner(config, accelerator, policy, reward).finetune()
         if accelerator.is_main_process:
             save_lora(config.out / "lora", policy)
-            summarise(config, policy, {"reward": reward} | judges, history)
+            compare(config, policy, {"reward": reward} | judges, history)
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
     accelerator.end_training()
@@ -263,8 +263,8 @@ def decoder(vae: Any) -> Callable[[Tensor], Tensor]:
     vae.requires_grad_(False)
 
     def decode_one(x: Tensor) -> Tensor:
-        said: Tensor = vae.decode(x.to(vae.dtype) / vae.config.scaling_factor).sample.float()
-        return (said / 2 + 0.5).clamp(0, 1)
+        decoded: Tensor = vae.decode(x.to(vae.dtype) / vae.config.scaling_factor).sample.float()
+        return (decoded / 2 + 0.5).clamp(0, 1)
 
     def decode(x: Tensor) -> Tensor:
         # What it keeps for the backward pass would add up over the batch, so that is computed again there.
@@ -299,15 +299,15 @@ def train_base(config: Config, folder: Path, device: torch.device) -> Any:
         clean = torch.stack([crop_and_flip(photos[index], config.size, rng) for index in chosen]).to(device) * 2 - 1
         noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32)).to(device)
         t = torch.from_numpy(rng.integers(scheduler.config.num_train_timesteps, size=len(clean))).to(device)
-        said = unet(scheduler.add_noise(clean, noise, t), t).sample
+        predicted = unet(scheduler.add_noise(clean, noise, t), t).sample
         set_rates(optimizer, [2e-3], (step + 1) / config.base_steps)
         optimizer.zero_grad()
-        (said - scheduler.get_velocity(clean, noise, t)).square().mean().backward()
+        (predicted - scheduler.get_velocity(clean, noise, t)).square().mean().backward()
         optimizer.step()
     return LIBRARY.DDIMPipeline(unet.eval(), scheduler)
 
 
-def summarise(config: Config, policy: DDIMPolicy, judges: dict[str, Judge], history: list[dict[str, float]]) -> None:
+def compare(config: Config, policy: DDIMPolicy, scorers: dict[str, Judge], history: list[dict[str, float]]) -> None:
     """Draw the same pictures with and without the LoRA, and compare them."""
     noise, which = policy.draw(config.shown, config.group, (config.seed, 2**32))
     with torch.no_grad():
@@ -322,7 +322,7 @@ def summarise(config: Config, policy: DDIMPolicy, judges: dict[str, Judge], hist
                 mean = states[step + 1] - policy.deviation(step) * noise[step + 1, part]
                 distance.append(policy.divergence(mean, states[step], step, which[part]).sum() * noise[0, 0].numel())
         after = torch.cat(pictures)
-        rated = {name: (judge(before).double(), judge(after).double()) for name, judge in judges.items()}
+        rated = {name: (scorer(before).double(), scorer(after).double()) for name, scorer in scorers.items()}
     with atomic_path(config.out / "pictures.png") as temporary:
         grid(torch.cat([before, after]), config.shown // 2).save(temporary, format="PNG")
     table = {

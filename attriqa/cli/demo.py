@@ -7,10 +7,10 @@ import argparse
 import functools
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from attriqa import __version__
 from attriqa.cli import options
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from attriqa.reward import FileScore, QualityReward
+    from attriqa.reward import QualityReward
 
 PHOTOS = {
     "astronaut": ("astronaut.png", (225, 120)),
@@ -35,6 +35,7 @@ PHOTOS = {
 
 VERSIONS = ("original", "blurred", "darkened", "noisy", "JPEG")
 _ABOUT = "Photos that scikit-image ships, each as it is and made worse in four ways; shown are crops at full size."
+Photos = dict[str, dict[str, ReportRow]]  # by photo and version
 _CROP = (192, 128)  # width, height of the page's pictures: pixel for pixel, or blur and noise could not be seen
 _SEED = 20260101
 
@@ -56,20 +57,12 @@ def add_parser(commands: Any) -> None:
 def _run(args: argparse.Namespace) -> int:
     if args.out.is_dir():
         raise CommandError(f"--out {args.out}: expected a file, found a folder")
-    run(functools.partial(options.make_scorer, args), args.out, version=__version__, threads=args.threads)
+    run(functools.partial(options.make_scorer, args), args.out, threads=args.threads)
     return 0
 
 
 class DemoError(RuntimeError):
     """The demo's photos are not there, or one of them could not be scored."""
-
-
-class _Scored(NamedTuple):
-    photo: str
-    version: str
-    path: Path
-    score: float
-    attributes: tuple[float, ...]
 
 
 def photo_paths() -> dict[str, Path]:
@@ -113,13 +106,12 @@ def degrade(picture: "Image.Image", folder: Path, *, seed: int) -> dict[str, Pat
     return paths
 
 
-def run(make_scorer: "Callable[[], QualityReward]", out: Path, *, version: str, threads: int | None = None) -> None:
+def run(make_scorer: "Callable[[], QualityReward]", out: Path, *, threads: int | None = None) -> None:
     """Score every version of every photo, print a table and write the page.
 
     Args:
         make_scorer: called once the photos are known to be there.
         out: the HTML file to write.
-        version: of attriqa, for the page's footer.
         threads: decoding threads; ``None``: the scorer's choice.
 
     Raises:
@@ -137,58 +129,48 @@ def run(make_scorer: "Callable[[], QualityReward]", out: Path, *, version: str, 
             with Image.open(path) as picture:
                 worse = degrade(picture.convert("RGB"), Path(folder) / photo, seed=_SEED + number)
             files += [(photo, name, {"original": path, **worse}[name]) for name in VERSIONS]
+        photos: Photos = {photo: {} for photo in originals}
         results = scorer.score_files([path for _, _, path in files], threads=threads)
-        scored = [_scored(*file, result) for file, result in zip(files, results, strict=True)]
-        lead = f"{_ABOUT} {_print_table(scored)}"
-        write_report(out, _rows(scored), title="attriqa demo", identity=scorer.identity, version=version, lead=lead)
+        for (photo, version, path), result in zip(files, results, strict=True):
+            if result.error is not None or result.score is None or result.attributes is None:
+                raise DemoError(f"{photo}, {version}: {result.error}")
+            crop = _crop(photo, path)
+            photos[photo][version] = ReportRow(
+                path, result.score, tuple(result.attributes), version, group=photo.capitalize(), image=crop
+            )
+        lead = f"{_ABOUT} {_print_table(photos)}"
+        rows = [*_means(photos), *(row for versions in photos.values() for row in versions.values())]
+        write_report(out, rows, title="attriqa demo", identity=scorer.identity, version=__version__, lead=lead)
     print(f"\nwrote {out} ({out.stat().st_size / 1e6:.1f} MB): open it in a browser")
 
 
-def _scored(photo: str, version: str, path: Path, result: "FileScore") -> _Scored:
-    if result.error is not None or result.score is None or result.attributes is None:
-        raise DemoError(f"{photo}, {version}: {result.error}")
-    return _Scored(photo, version, path, result.score, tuple(result.attributes))
-
-
-def _by_photo(scored: Sequence[_Scored]) -> dict[str, dict[str, _Scored]]:
-    photos: dict[str, dict[str, _Scored]] = {}
-    for row in scored:
-        photos.setdefault(row.photo, {})[row.version] = row
-    return photos
-
-
-def _print_table(scored: Sequence[_Scored]) -> str:
+def _print_table(photos: Photos) -> str:
     """Print the scores, a photo per line, and how often the original wins; returns that last sentence."""
-    photos = _by_photo(scored)
     print(f"\n{'score of':<12}" + "".join(f"{version:>10}" for version in VERSIONS))
     for photo, versions in photos.items():
         print(f"{photo:<12}" + "".join(f"{versions[version].score:>10.3f}" for version in VERSIONS))
-    pairs = [(versions["original"], versions[worse]) for versions in photos.values() for worse in VERSIONS[1:]]
-    lost = [f"{worse.photo} {worse.version}" for original, worse in pairs if not original.score > worse.score]
+    pairs = [(photo, worse) for photo in photos for worse in VERSIONS[1:]]
+    lost = [" ".join(pair) for pair in pairs if not photos[pair[0]]["original"].score > photos[pair[0]][pair[1]].score]
     sentence = f"The original scores higher in {len(pairs) - len(lost)} of {len(pairs)} pairs"
     sentence += f"; not against {', '.join(lost)}." if lost else "."
     print(f"\n{sentence}")
     return sentence
 
 
-def _rows(scored: Sequence[_Scored]) -> list[ReportRow]:
-    """A section of means over the photos, then one section per photo."""
-    photos = _by_photo(scored)
+def _means(photos: Photos) -> list[ReportRow]:
+    """A row per version: the means over the photos."""
     rows = []
     for version in VERSIONS:
-        values = [(row.score, *row.attributes) for row in (versions[version] for versions in photos.values())]
+        values = [(versions[version].score, *versions[version].attributes) for versions in photos.values()]
         score, *attributes = map(statistics.fmean, zip(*values, strict=True))
         rows.append(ReportRow("", score, tuple(attributes), version, group=f"Mean of the {len(photos)} photos"))
-    return rows + [
-        ReportRow(row.path, row.score, row.attributes, row.version, group=row.photo.capitalize(), image=_crop(row))
-        for row in scored
-    ]
+    return rows
 
 
-def _crop(row: _Scored) -> "Tensor":
+def _crop(photo: str, path: Path) -> "Tensor":
     """What the page shows of a picture, pixel for pixel: ``(3,H,W)`` in [0,1]."""
     from attriqa import images
 
-    (x, y), (width, height) = PHOTOS[row.photo][1], _CROP
+    (x, y), (width, height) = PHOTOS[photo][1], _CROP
     left, top = x - width // 2, y - height // 2
-    return images.read(row.path)[:, top : top + height, left : left + width]
+    return images.read(path)[:, top : top + height, left : left + width]

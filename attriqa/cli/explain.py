@@ -41,7 +41,7 @@ def _run(args: argparse.Namespace) -> int:
 
     from attriqa import explain, images
     from attriqa.files import atomic_path
-    from attriqa.pages.report import printable
+    from attriqa.pages.html import printable
 
     image_path, out = Path(args.image), args.out
     if not image_path.is_file():
@@ -59,27 +59,23 @@ def _run(args: argparse.Namespace) -> int:
         explain.find_output(args.of, scorer.model.distortions, scorer.model.attributes)
     except ValueError as error:
         raise CommandError(f"--{error}") from None
-    said = next(iter(scorer.score_files([image_path])))
-    if said.score is None:
-        print(f"{printable(args.image)}: {printable(said.error or 'the model gave no score')}", file=sys.stderr)
+    result = next(iter(scorer.score_files([image_path])))
+    if result.score is None:
+        print(f"{printable(args.image)}: {printable(result.error or 'the model gave no score')}", file=sys.stderr)
         return 1
     picture = images.read(image_path)[None]
     if min(picture.shape[2:]) > _OVERLAY_SIDE:
         picture = images.resize_shorter(picture, _OVERLAY_SIDE)
-    found = explain.saliency(scorer.model, picture.to(args.device), args.of)[0]
+    saliency_map = explain.saliency(scorer.model, picture.to(args.device), args.of)[0]
     with atomic_path(out) as temporary:
-        Image.fromarray(explain.overlay(picture[0], found)).save(temporary, format="PNG")
-    what = (
-        f"it sees {args.of}"
-        if args.of in scorer.model.distortions
-        else f"{'the score' if args.of == 'score' else args.of} is lost"
-    )
-    why = explain.why(said.attributes, said.distortions, keys=scorer.model.distortions, names=scorer.attributes)
-    print(f"{printable(args.image)}: score {said.score:.3f}\nwhy: {why}")
-    shown = (
-        f"coloured where {what}, brightest where most"
-        if found.any()
-        else f"all gray: nowhere more than elsewhere {what}"
-    )
+        Image.fromarray(explain.overlay(picture[0], saliency_map)).save(temporary, format="PNG")
+    if args.of in scorer.model.distortions:
+        what = f"it sees {args.of}"
+    else:
+        what = f"{'the score' if args.of == 'score' else args.of} is lost"
+    why = explain.why(result.attributes, result.distortions, keys=scorer.model.distortions, names=scorer.attributes)
+    print(f"{printable(args.image)}: score {result.score:.3f}\nwhy: {why}")
+    gray = f"all gray: nowhere more than elsewhere {what}"
+    shown = f"coloured where {what}, brightest where most" if saliency_map.any() else gray
     print(f"where: {printable(str(out))}, {shown}")
     return 0

@@ -20,7 +20,8 @@ from attriqa.cli import options
 from attriqa.cli.options import CommandError, add_scorer, ending_in
 from attriqa.evaluation.score_table import ScoreRow, ScoreTable, TableError, path_text, rounded
 from attriqa.files import write_json
-from attriqa.pages.report import ReportRow, printable, write_report
+from attriqa.pages.html import printable
+from attriqa.pages.report import ReportRow, write_report
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,7 +69,7 @@ def add_parser(commands: Any) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     job = Job(args.paths, args.recursive, args.csv, args.json, args.report, args.threads)
-    return run(job, functools.partial(options.make_scorer, args), version=__version__)
+    return run(job, functools.partial(options.make_scorer, args))
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,12 @@ class Job:
         return {flag: path for flag, path in every.items() if path is not None}
 
 
-def run(job: Job, make_scorer: "Callable[[], QualityReward]", *, version: str) -> int:
+def run(job: Job, make_scorer: "Callable[[], QualityReward]") -> int:
     """Score a job's images; returns the exit status: 0, 1 (some image failed) or 130 (interrupted).
 
     Args:
         job: what to do.
         make_scorer: called once the inputs are known to be there.
-        version: of attriqa, recorded in the results.
 
     Raises:
         CommandError: an input does not exist, an output cannot be written or holds something else.
@@ -108,7 +108,11 @@ def run(job: Job, make_scorer: "Callable[[], QualityReward]", *, version: str) -
     if job.csv is not None:
         try:
             results.table = ScoreTable(
-                job.csv, scorer.identity, version=version, columns=("path", *scorer.names), attributes=scorer.attributes
+                job.csv,
+                scorer.identity,
+                version=__version__,
+                columns=("path", *scorer.names),
+                attributes=scorer.attributes,
             )
         except TableError as error:
             raise CommandError(str(error)) from None
@@ -121,7 +125,7 @@ def run(job: Job, make_scorer: "Callable[[], QualityReward]", *, version: str) -
     finally:
         if results.table is not None:
             results.table.close()
-    return _finish(job, results, screen, scorer, version)
+    return _finish(job, results, screen, scorer)
 
 
 def _find(job: Job) -> list[Path]:
@@ -267,10 +271,10 @@ def _width(text: str) -> int:
     )
 
 
-def _finish(job: Job, results: _Results, screen: _Screen, scorer: "QualityReward", version: str) -> int:
+def _finish(job: Job, results: _Results, screen: _Screen, scorer: "QualityReward") -> int:
     """Write what is written at the end, say what came out, and give the exit status."""
     if job.json is not None:
-        write_json(job.json, _as_json(results, scorer, version))
+        write_json(job.json, _as_json(results, scorer))
     done, total = len(results.rows) + len(results.errors), len(results.wanted)
     if results.interrupted:
         kept = [f"{len(results.rows)} rows are in {path}" for path in (job.csv or job.json,) if path is not None]
@@ -283,16 +287,16 @@ def _finish(job: Job, results: _Results, screen: _Screen, scorer: "QualityReward
     for line in _summary(job, results, scorer.identity):
         screen.line(line)
     if job.report is not None:
-        _write_page(job.report, job, results, scorer, version)
+        _write_page(job.report, job, results, scorer)
     return 1 if results.errors else 0
 
 
-def _as_json(results: _Results, scorer: "QualityReward", version: str) -> dict[str, Any]:
+def _as_json(results: _Results, scorer: "QualityReward") -> dict[str, Any]:
     rows = results.in_order()
     scores = [row.score for row in rows]
     return {
         "identity": scorer.identity,
-        "version": version,
+        "version": __version__,
         "complete": not results.interrupted,
         "n": len(rows),
         "failed": len(results.errors),
@@ -324,7 +328,7 @@ def _summary(job: Job, results: _Results, identity: str) -> list[str]:
     return lines
 
 
-def _write_page(path: Path, job: Job, results: _Results, scorer: "QualityReward", version: str) -> None:
+def _write_page(path: Path, job: Job, results: _Results, scorer: "QualityReward") -> None:
     from tqdm import tqdm
 
     rows = [
@@ -341,7 +345,7 @@ def _write_page(path: Path, job: Job, results: _Results, scorer: "QualityReward"
             rows,
             title=title,
             identity=scorer.identity,
-            version=version,
+            version=__version__,
             errors=list(results.errors.items()),
             threads=job.threads or min(8, os.cpu_count() or 1),
             advance=bar.update,
@@ -373,7 +377,7 @@ def _where(scorer: "QualityReward") -> "Callable[[ReportRow], NDArray[np.uint8] 
             picture = images.read(row.path, shorter_edge=scorer.model.reads_at or _MAP_SIDE)
         except images.ImageError:
             return None
-        found = explain.saliency(scorer.model, picture[None].to(next(scorer.model.buffers()).device))[0]
-        return explain.overlay(picture, found)
+        device = next(scorer.model.buffers()).device
+        return explain.overlay(picture, explain.saliency(scorer.model, picture[None].to(device))[0])
 
     return where

@@ -51,8 +51,8 @@ def find_output(of: str, distortions: Sequence[str] = DISTORTION_KEYS, attribute
     qualities = ("score", *attributes)
     if of in qualities or of in distortions:
         return of
-    for kind, every, told in (("distortions", DISTORTION_KEYS, distortions), ("attributes", ATTRIBUTES, attributes)):
-        if of in every and not told:
+    for kind, every, known in (("distortions", DISTORTION_KEYS, distortions), ("attributes", ATTRIBUTES, attributes)):
+        if of in every and not known:
             raise ValueError(f"of: expected {', '.join(qualities)}, as this model tells no {kind}; got {of!r}")
     name = of.lower().replace("-", "_").replace(" ", "_")
     near = difflib.get_close_matches(name, (*qualities, *distortions), n=1, cutoff=0.4)
@@ -103,9 +103,11 @@ def saliency(model: nn.Module, images: Tensor, of: str = "score") -> Tensor:
 def _contributions(net: AttributeNet, image: Tensor, of: str) -> Tensor:
     """(1, 3, H, W) -> (1, H, W): what each region adds to ``of`` where that is bad."""
     height, width = image.shape[2:]
-    windows, whole = _window_statistics(net, resize_shorter(image, net.config.shorter_edge))
-    apart = windows - whole  # (cells, D)
-    added = _harm(net, whole + _SHARE * apart.flatten(0, 1), of) - _harm(net, whole - _SHARE * apart.flatten(0, 1), of)
+    windows, overall = _window_statistics(net, resize_shorter(image, net.config.shorter_edge))
+    apart = windows - overall  # (cells, D)
+    added = _harm(net, overall + _SHARE * apart.flatten(0, 1), of) - _harm(
+        net, overall - _SHARE * apart.flatten(0, 1), of
+    )
     harm = added.view(1, 1, *apart.shape[:2]).clamp(min=0)
     return _to_unit(F.interpolate(harm, (height, width), mode="bilinear", align_corners=False)[:, 0])
 
@@ -118,7 +120,7 @@ def _window_statistics(net: AttributeNet, image: Tensor, window: float = _WINDOW
     height, width = image.shape[2:]
     rows, columns = -(-height // _CELL), -(-width // _CELL)
     sigma = window * min(height, width)
-    local, whole = [], []
+    local, overall = [], []
     for features in net.backbone(image):
         x = features[0].float()  # (C, h, w)
         down = _windows(rows, x.shape[1], sigma / height, x)
@@ -129,9 +131,9 @@ def _window_statistics(net: AttributeNet, image: Tensor, window: float = _WINDOW
             if moment is not x:
                 under, over = ((value + _VARIANCE_FLOOR).sqrt() for value in (under, over))
             local.append(under.permute(1, 2, 0))
-            whole.append(over[None])
+            overall.append(over[None])
     mean, std = net.pooled_mean, net.pooled_std
-    return (torch.cat(local, 2) - mean) / std, (torch.cat(whole, 1) - mean) / std
+    return (torch.cat(local, 2) - mean) / std, (torch.cat(overall, 1) - mean) / std
 
 
 def _windows(cells: int, size: int, sigma: float, like: Tensor) -> Tensor:

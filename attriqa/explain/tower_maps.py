@@ -62,7 +62,7 @@ def _tower(model: nn.Module) -> Any:
 
 
 class _TowerReachedError(Exception):
-    """The tower has been reached."""
+    """What the tower is shown is known; the rest of the model need not run."""
 
 
 def _entering(model: nn.Module, tower: Any, image: Tensor) -> Tensor:
@@ -92,38 +92,38 @@ def _places(model: nn.Module, tower: Any, image: Tensor) -> list[tuple[int, int,
     ramp = torch.zeros_like(image)
     ramp[:, 0] = ((torch.arange(width, device=image.device) + 0.5) / width).expand(height, width)
     ramp[:, 1] = ((torch.arange(height, device=image.device) + 0.5) / height)[:, None].expand(height, width)
-    black, white, found = (
+    black, white, coordinates = (
         _entering(model, tower, shown) for shown in (torch.zeros_like(image), torch.ones_like(image), ramp)
     )
-    shares = ((found - black) / (white - black)).float()  # the normalisation taken back
+    shares = ((coordinates - black) / (white - black)).float()  # the normalisation taken back
     across = [_ends(line, width) for line in shares[:, 0].mean(1)]
     down = [_ends(line, height) for line in shares[:, 1].mean(2)]
     return [(top, left, tall, broad) for (top, tall), (left, broad) in zip(down, across, strict=True)]
 
 
-def _ends(line: Tensor, whole: int) -> tuple[int, int]:
-    """Where coordinates, as shares of ``whole`` pixels, begin, and how far they go; from their middle half."""
+def _ends(line: Tensor, side: int) -> tuple[int, int]:
+    """Where coordinates, as shares of ``side`` pixels, begin, and how far they go; from their middle half."""
     count = len(line)
     first, last = count // 4, max(count // 4 + 1, (3 * count) // 4)
     pitch = (line[last] - line[first]).item() / (last - first)
     begin = line[first].item() - (first + 0.5) * pitch
-    start = min(max(round(begin * whole), 0), whole - 1)
-    return start, max(1, min(round((begin + count * pitch) * whole), whole) - start)
+    start = min(max(round(begin * side), 0), side - 1)
+    return start, max(1, min(round((begin + count * pitch) * side), side) - start)
 
 
 def _by_attention(model: nn.Module, tower: Any, image: Tensor, harm: Callable[[Tensor], Tensor]) -> Tensor:
     """(K, rows, columns): how much each patch of each picture raises ``harm`` through attention."""
     blocks = [part for part in tower.modules() if isinstance(part, nn.MultiheadAttention)]
-    entering: list[Tensor] = []
-    size = tower.conv1.register_forward_hook(lambda module, args, output: entering.append(output))
-    try:
-        with _explicit_attention(blocks) as seen, _last_tokens(tower) as last, torch.enable_grad():
-            value = harm(image.clone().requires_grad_())
-            attention, tokens = tuple(seen), last[0]
-            *gradients, to_tokens = torch.autograd.grad(value, (*attention, tokens))
-    finally:
-        size.remove()
-    rows, columns = entering[0].shape[2:]
+    with (
+        _outputs(tower.conv1) as patches,
+        _explicit_attention(blocks) as seen,
+        _last_tokens(tower) as last,
+        torch.enable_grad(),
+    ):
+        value = harm(image.clone().requires_grad_())
+        attention, tokens = tuple(seen), last[0]
+        *gradients, to_tokens = torch.autograd.grad(value, (*attention, tokens))
+    rows, columns = patches[0].shape[2:]
     own = 1 + rows * columns  # CLS and the patches; learnt prompts come after them
     kept = any(isinstance(part, VisualPrompts) and part.kind == "shallow" for part in model.modules())
     relevance = torch.eye(own, device=image.device)[:, 1:].expand(len(tokens), -1, -1)  # (K, T, N): of each patch
@@ -132,8 +132,8 @@ def _by_attention(model: nn.Module, tower: Any, image: Tensor, harm: Callable[[T
             relevance = F.pad(relevance[:, :own], (0, 0, 0, weights.shape[-1] - own))
         relevance = relevance + (gradient * weights).detach().clamp(min=0).mean(1) @ relevance
     reading = _reading((to_tokens * tokens)[:, :own].sum(2).detach(), to_tokens[:, :own])
-    found: Tensor = reading[:, None] @ relevance[:, :own]
-    return found.view(-1, rows, columns)
+    shown: Tensor = reading[:, None] @ relevance[:, :own]
+    return shown.view(-1, rows, columns)
 
 
 def _reading(merit: Tensor, gradient: Tensor) -> Tensor:
@@ -151,16 +151,22 @@ def _reading(merit: Tensor, gradient: Tensor) -> Tensor:
 
 def _by_gradient(tower: Any, image: Tensor, harm: Callable[[Tensor], Tensor]) -> Tensor:
     """(K, rows, columns): Grad-CAM on the last maps of a ResNet."""
-    maps: list[Tensor] = []
-    handle = tower.layer4.register_forward_hook(lambda module, args, output: maps.append(output))
-    try:
-        with torch.enable_grad():
-            value = harm(image.clone().requires_grad_())
-            (gradient,) = torch.autograd.grad(value, maps[0])
-    finally:
-        handle.remove()
+    with _outputs(tower.layer4) as maps, torch.enable_grad():
+        value = harm(image.clone().requires_grad_())
+        (gradient,) = torch.autograd.grad(value, maps[0])
     cam: Tensor = (gradient.mean((2, 3), keepdim=True) * maps[0]).sum(1).detach()
     return cam.clamp(min=0).float()
+
+
+@contextmanager
+def _outputs(part: nn.Module) -> Iterator[list[Tensor]]:
+    """While inside, what the part gives is in the list."""
+    seen: list[Tensor] = []
+    handle = part.register_forward_hook(lambda module, args, output: seen.append(output))
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -23,7 +23,7 @@ def fitted(images: Tensor, crop: tuple[int, int], shorter_edge: int | None = Non
     """
     if shorter_edge is not None:
         images = resize_shorter(images, shorter_edge)
-    if any(found < wanted for found, wanted in zip(images.shape[2:], crop, strict=True)):
+    if any(side < least for side, least in zip(images.shape[2:], crop, strict=True)):
         images = resize_shorter(images, max(crop), _UNBOUNDED)
     return images
 

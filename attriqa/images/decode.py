@@ -33,13 +33,18 @@ from torch import Tensor
 from attriqa.images.tensors import MAX_PIXELS, MIN_SIDE, target_size
 
 MAX_FILE_BYTES = 2 << 30
-_NAMES = "png apng jpg jpeg jpe jfif mpo webp gif bmp tif tiff jp2 jpx j2k avif ppm pgm pbm pnm"
 
 # Only these decoders ever see a file: Pillow has others that start programs (EPS) or accept any bytes (TGA).
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "AVIF", "PPM")
-_T = Image.Transpose
-_TRANSPOSE = {2: _T.FLIP_LEFT_RIGHT, 3: _T.ROTATE_180, 4: _T.FLIP_TOP_BOTTOM, 5: _T.TRANSPOSE}  # by EXIF orientation
-_TRANSPOSE |= {6: _T.ROTATE_270, 7: _T.TRANSVERSE, 8: _T.ROTATE_90}
+_TRANSPOSE = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # A JPEG marker that has a length, or the end of the image; not stuffing, not a restart.
 _JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
 _JPEG_NOISE = bytes((97 * i + 31) % 255 for i in range(256))  # scan data, so without 0xFF

@@ -4,8 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from attriqa.images.decode import _NAMES
-
+_NAMES = "png apng jpg jpeg jpe jfif mpo webp gif bmp tif tiff jp2 jpx j2k avif ppm pgm pbm pnm"
 SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())  # of what `find` takes for an image inside a folder
 
 
@@ -18,7 +17,7 @@ def find(paths: str | Path | Iterable[str | Path], *, recursive: bool = False) -
     Raises:
         FileNotFoundError: naming the path that does not exist.
     """
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     seen: set[Path] = set()
     pending = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     for path in pending:  # which grows by the folders inside folders
@@ -30,9 +29,9 @@ def find(paths: str | Path | Iterable[str | Path], *, recursive: bool = False) -
                 if entry.is_dir():
                     pending += [entry] if recursive else []
                 elif entry.suffix.lower() in SUFFIXES:
-                    found.setdefault(os.path.abspath(entry), entry)  # noqa: PTH100 (resolve would merge links)
+                    files.setdefault(os.path.abspath(entry), entry)  # noqa: PTH100 (resolve would merge links)
         elif path.exists():
-            found.setdefault(os.path.abspath(path), path)  # noqa: PTH100
+            files.setdefault(os.path.abspath(path), path)  # noqa: PTH100
         else:
             raise FileNotFoundError(f"no such file or folder: {path}")
-    return sorted(found.values())
+    return sorted(files.values())

@@ -36,24 +36,19 @@ def batches_by_size(images: Pictures, device: torch.device | None = None) -> lis
     Raises:
         ValueError: images are none of these; of a sequence, the message tells which one is not.
     """
+    if isinstance(images, np.ndarray):
+        images = _planes(images, "images", "(B, H, W, 3)")
     if isinstance(images, Tensor):
         image_io.check(images)
         return [(list(range(len(images))), images.to(device=device))]
-    if isinstance(images, np.ndarray):
-        planes = _planes(images, "images", "(B, H, W, 3)")
-        image_io.check(planes)
-        return [(list(range(len(planes))), planes.to(device=device))]
     if not isinstance(images, Sequence) or isinstance(images, str) or not images:
         got = "an empty one" if isinstance(images, Sequence) and not images else type(images).__name__
         raise ValueError(f"images: expected a tensor, an array or a sequence of at least one picture, got {got}")
-    sizes: dict[tuple[torch.Size, torch.dtype, torch.device], list[tuple[int, Tensor]]] = {}
-    for place, picture in enumerate(images):
-        tensor = _one(picture, f"images[{place}]")
-        sizes.setdefault((tensor.shape, tensor.dtype, tensor.device), []).append((place, tensor))
-    return [
-        ([place for place, _ in group], torch.stack([tensor for _, tensor in group]).to(device=device))
-        for group in sizes.values()
-    ]
+    tensors = [_one(picture, f"images[{place}]") for place, picture in enumerate(images)]
+    sizes: dict[tuple[torch.Size, torch.dtype, torch.device], list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        sizes.setdefault((tensor.shape, tensor.dtype, tensor.device), []).append(place)
+    return [(group, torch.stack([tensors[place] for place in group]).to(device=device)) for group in sizes.values()]
 
 
 def _one(picture: Picture, name: str) -> Tensor:

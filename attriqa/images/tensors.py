@@ -23,15 +23,15 @@ def check(images: object, *, name: str = "images") -> None:
     expected = f"{name}: expected a float tensor (B,3,H,W) in [0,1], B >= 1, sides of at least {MIN_SIDE} px; got "
     if not isinstance(images, Tensor):
         raise ValueError(expected + type(images).__name__)  # noqa: TRY004 (the contract: always ValueError)
-    found = f"{str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}"
+    got = f"{str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}"
     floats = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
     if images.dtype not in floats or images.layout is not torch.strided:
-        raise ValueError(f"{expected}{found}, {images.layout}")
+        raise ValueError(f"{expected}{got}, {images.layout}")
     if images.ndim != 4 or images.shape[1] != 3 or images.shape[0] < 1 or min(images.shape[2:]) < MIN_SIDE:
-        raise ValueError(expected + found)
+        raise ValueError(expected + got)
     low, high = torch.stack(torch.aminmax(images.detach())).tolist()  # one NaN makes both NaN
     if not (low >= -1e-6 and high <= 1 + 1e-6):
-        raise ValueError(f"{expected}{found}, " + ("with NaN" if low != low else f"from {low:g} to {high:g}"))
+        raise ValueError(f"{expected}{got}, " + ("with NaN" if low != low else f"from {low:g} to {high:g}"))
 
 
 def target_size(height: int, width: int, shorter_edge: int, max_pixels: int | None = None) -> tuple[int, int]:

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attriqa import images as image_io
-from attriqa.judges.natural_scenes import fit_aggd, gamma_ratio, mscn, round_straight_through
+from attriqa.judges.natural_scenes import fit_aggd, gamma_ratio, in_chunks, mscn, round_straight_through, weighted
 
 MODEL, RANGE = "brisque_model_live.yml", "brisque_range_live.yml"
 UNTEXTURED = 100.0  # the value of an image without texture: the worst of the scale; OpenCV has NaN
@@ -18,7 +17,6 @@ _GRAY = (0.299, 0.587, 0.114)
 _GAUSSIAN = [math.exp(-0.5 * (offset / (7 / 6)) ** 2) for offset in range(-3, 4)]
 _TAPS = [weight / sum(_GAUSSIAN) for weight in _GAUSSIAN]
 _SHIFTS = ((0, 1), (1, 0), (1, 1), (-1, 1))  # rows, columns: neighbours whose products are fitted
-_CHUNK_PIXELS = 1 << 22  # at once, whatever the batch
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
@@ -71,18 +69,15 @@ class BRISQUE(nn.Module):
         Raises:
             ValueError: images are anything else.
         """
-        image_io.check(images)
-        count = max(1, _CHUNK_PIXELS // images[0, 0].numel())
-        return torch.cat([self._distortion(chunk) for chunk in images.split(count)])
+        return in_chunks(self._distortion, images)
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The 36 features of each image, (B, 36) float64 and unscaled, and whether it has texture, (B,)."""
-        weighted = [weight * plane for weight, plane in zip(_GRAY, images.double().unbind(1), strict=True)]
-        gray = round_straight_through(255 * torch.stack(weighted).sum(0)) / 255
+        gray = round_straight_through(255 * weighted(images, _GRAY)) / 255
         size = (gray.shape[1] // 2, gray.shape[2] // 2)
         half = F.interpolate(gray[:, None], size, mode="bicubic")[:, 0]  # a = -0.75 and no antialiasing, as OpenCV
-        found = [self._features(scale) for scale in (gray, half)]
-        return torch.cat([part for part, _ in found], 1), found[0][1] & found[1][1]
+        scales = [self._features(scale) for scale in (gray, half)]
+        return torch.cat([part for part, _ in scales], 1), scales[0][1] & scales[1][1]
 
     def _features(self, gray: Tensor) -> tuple[Tensor, Tensor]:
         """(B, H, W) -> 18 features (B, 18) and whether there is texture (B,)."""
@@ -100,8 +95,8 @@ class BRISQUE(nn.Module):
         features = torch.where(textured[:, None], features, self.low)
         scaled = 2 * (features - self.low) / (self.high - self.low) - 1
         apart = (scaled[:, None] - self.vectors).square().sum(2)  # (B, support vectors)
-        found = torch.exp(-self.gamma * apart) @ self.weights - self.rho
-        return torch.where(textured, found, UNTEXTURED)
+        value = torch.exp(-self.gamma * apart) @ self.weights - self.rho
+        return torch.where(textured, value, UNTEXTURED)
 
 
 def _shifted(values: Tensor, down: int, right: int) -> Tensor:
@@ -137,7 +132,7 @@ def _read_model(path: Path) -> tuple[Tensor, Tensor, float, float]:
 def _numbers(path: Path, text: str, name: str, count: int) -> list[float]:
     """The ``count`` finite numbers after ``name:``, in brackets or a single one."""
     match = re.search(rf"\b{name}:\s*(?:\[([^\]]*)\]|(\S+))", text)
-    found = [] if match is None else [float(number) for number in _NUMBER.findall(match[1] or match[2])]
-    if len(found) != count or not all(map(math.isfinite, found)):
-        raise ValueError(f"{path}: expected {count} finite numbers in {name}, got {len(found)}")
-    return found
+    numbers = [] if match is None else [float(number) for number in _NUMBER.findall(match[1] or match[2])]
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{path}: expected {count} finite numbers in {name}, got {len(numbers)}")
+    return numbers

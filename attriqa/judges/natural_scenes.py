@@ -4,7 +4,7 @@ What NIQE (Mittal, Soundararajan, Bovik, IEEE Signal Processing Letters 2013) an
 TIP 2012) share. Everything is computed in the dtype that comes in; both use float64.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, reduce
 from typing import NamedTuple
 
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from scipy.special import gammaln, psi
 from torch import Tensor
 
+from attriqa import images as image_io
+
+CHUNK_PIXELS = 1 << 22  # worked on at once, whatever the batch: about 2 GB with gradients
 _SHAPES = (0.2, 10.0, 0.001)  # the published search grid of a shape: from, to, step
 
 
@@ -30,6 +33,17 @@ class AGGD(NamedTuple):
 def round_straight_through(values: Tensor) -> Tensor:
     """To the nearest integer, with the gradient of doing nothing: published values are of 8-bit luminance."""
     return values + (values.round() - values).detach()
+
+
+def in_chunks(measure: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """``measure (N, 3, H, W) -> (N,)`` of ``(B, 3, H, W)``, a few images at a time; images are checked first."""
+    image_io.check(images)
+    return torch.cat([measure(chunk) for chunk in images.split(max(1, CHUNK_PIXELS // images[0, 0].numel()))])
+
+
+def weighted(images: Tensor, weights: Sequence[float]) -> Tensor:
+    """The weighted sum of the channels of ``(B, 3, H, W)``, in float64: ``(B, H, W)``."""
+    return reduce(torch.add, [weight * plane for weight, plane in zip(weights, images.double().unbind(1), strict=True)])
 
 
 def mscn(luminance: Tensor, taps: Sequence[float], *, constant: float, flat: float) -> Tensor:
@@ -91,10 +105,10 @@ def _shape(moment: Tensor) -> Tensor:
     shapes, moments, slopes = (torch.from_numpy(column).to(moment) for column in _shape_table())
     after = torch.searchsorted(moments, moment.detach().contiguous()).clamp(1, len(moments) - 1)
     nearer = (moment.detach() - moments[after - 1]) <= (moments[after] - moment.detach())
-    found = after - nearer.long()
+    nearest = after - nearer.long()
     inside = (moment > moments[0]) & (moment < moments[-1])
-    pull = torch.where(inside, moment - moment.detach(), 0.0) / slopes[found]
-    return shapes[found] + pull
+    pull = torch.where(inside, moment - moment.detach(), 0.0) / slopes[nearest]
+    return shapes[nearest] + pull
 
 
 @lru_cache(maxsize=1)

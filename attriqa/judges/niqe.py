@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attriqa import images as image_io
-from attriqa.judges.natural_scenes import fit_aggd, gamma_ratio, mscn, round_straight_through
+from attriqa.judges.natural_scenes import fit_aggd, gamma_ratio, in_chunks, mscn, round_straight_through, weighted
 
 Luminance = Literal["gray", "y"]
 BLOCK = 96  # px; statistics are of blocks, 48 px at half the size
@@ -19,7 +19,6 @@ _LUMINANCE: dict[Luminance, tuple[float, float, float, float]] = {  # of red, gr
     "y": (65.481, 128.553, 24.966, 16.0),
 }
 _SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))  # rows, columns: neighbours whose products are fitted
-_CHUNK_PIXELS = 1 << 22  # at once, whatever the batch: about 2 GB with gradients
 # Weights of 8 neighbours at half the size: a cubic (a = -0.5) stretched to twice its width.
 _DISTANCES = np.abs(np.arange(8) - 3.5) / 2
 _CUBIC = np.where(
@@ -61,18 +60,18 @@ class NIQE(nn.Module):
         shapes = {"mu_pris_param": (1, _FEATURES), "cov_pris_param": (_FEATURES,) * 2, "gaussian_window": (7, 7)}
         try:
             with np.load(path, allow_pickle=False) as file:
-                found = {name: np.asarray(file[name], np.float64) for name in shapes}
+                parameters = {name: np.asarray(file[name], np.float64) for name in shapes}
         except (ValueError, KeyError, EOFError) as error:
             raise ValueError(f"{path}: expected an .npz with {', '.join(shapes)} ({error})") from error
         for name, shape in shapes.items():
-            if found[name].shape != shape or not np.isfinite(found[name]).all():
-                raise ValueError(f"{path}: expected {name} of shape {shape}, finite; got {found[name].shape}")
-        window = found["gaussian_window"]
+            if parameters[name].shape != shape or not np.isfinite(parameters[name]).all():
+                raise ValueError(f"{path}: expected {name} of shape {shape}, finite; got {parameters[name].shape}")
+        window = parameters["gaussian_window"]
         self.taps: list[float] = window.sum(0).tolist()
         if not np.allclose(np.outer(self.taps, self.taps), window, rtol=0, atol=1e-9):
             raise ValueError(f"{path}: expected a gaussian_window that is a product of rows and columns and sums to 1")
-        self.register_buffer("mean", torch.from_numpy(found["mu_pris_param"][0]))
-        self.register_buffer("covariance", torch.from_numpy(found["cov_pris_param"]))
+        self.register_buffer("mean", torch.from_numpy(parameters["mu_pris_param"][0]))
+        self.register_buffer("covariance", torch.from_numpy(parameters["cov_pris_param"]))
 
     def forward(self, images: Tensor) -> Tensor:
         """Minus `distance`: higher is better."""
@@ -97,14 +96,11 @@ class NIQE(nn.Module):
             raise ValueError(
                 f"images: NIQE needs two blocks of {BLOCK} x {BLOCK} px or more, got {tuple(images.shape[2:])}"
             )
-        cropped = images[:, :, : rows * BLOCK, : columns * BLOCK]
-        count = max(1, _CHUNK_PIXELS // cropped[0, 0].numel())
-        return torch.cat([self._distance(chunk) for chunk in cropped.split(count)])
+        return in_chunks(self._distance, images[:, :, : rows * BLOCK, : columns * BLOCK])
 
     def _distance(self, images: Tensor) -> Tensor:
         *weights, black = _LUMINANCE[self.luminance]
-        weighted = [weight * plane for weight, plane in zip(weights, images.double().unbind(1), strict=True)]
-        luminance = round_straight_through(torch.stack(weighted).sum(0) + black)
+        luminance = round_straight_through(weighted(images, weights) + black)
         coarse, fine = self._features(halve(luminance), BLOCK // 2), self._features(luminance, BLOCK)
         textured = (fine[1] & coarse[1])[..., None]  # (B, blocks, 1)
         features = torch.where(textured, torch.cat([fine[0], coarse[0]], 2), 0.0)

@@ -4,24 +4,17 @@ The page's frame is ``templates/ab.html``. It needs no network and no server: a 
 keyboard or the mouse, and sends back the CSV file that it saves.
 """
 
-import base64
 import hashlib
-import html
-import io
 import json
 import random
-import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from importlib import resources
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from attriqa import images
 from attriqa.evaluation.preferences.votes import COLUMNS
-from attriqa.files import atomic_path
-
-_QUALITY = 95  # JPEG, without chroma subsampling: its traces are far below what tells the two pictures apart
+from attriqa.pages.html import as_picture, data_uri, write_page
 
 
 class ABPair(NamedTuple):
@@ -84,40 +77,25 @@ def write_ab_page(
     listed = [[*map(str, pairs[index]), left] for index, left in zip(order, lefts, strict=False)]
     # Answers kept by the browser must not be taken for those of another page.
     identity = hashlib.sha256(json.dumps([title, question, seed, side, listed]).encode()).hexdigest()[:16]
-    values = {"title": html.escape(title), "question": html.escape(question), "identity": identity}
-    values["columns"] = _json(COLUMNS)
-    template = resources.files("attriqa.pages").joinpath("templates/ab.html").read_text(encoding="utf-8")
-    # One pass over the template alone: a title that looks like a placeholder stays what it is.
-    head, tail = (re.sub(r"\{\{(\w+)\}\}", lambda hit: values[hit[1]], part) for part in template.split("{{pairs}}"))
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(head)
-        for place, (index, record) in enumerate(zip(order, listed, strict=True)):
-            sources = _pictures(pairs[index], Path(folder), side)
-            file.write((",\n" if place else "") + _json([*record, *sources]))
+
+    def records() -> Iterator[list[str]]:
+        for index, record in zip(order, listed, strict=True):
+            yield [*record, *_pictures(pairs[index], Path(folder), side)]
             if advance is not None:
                 advance()
-        file.write(tail)
 
-
-def _json(value: object) -> str:
-    """JSON that no text in it can break out of a ``<script>``."""
-    return json.dumps(value).replace("<", "\\u003c")
+    values = {"title": title, "question": question, "identity": identity, "columns": COLUMNS, "pairs": records()}
+    write_page(path, "ab.html", values)
 
 
 def _pictures(pair: ABPair, folder: Path, side: int) -> list[str]:
     """Both pictures as data URIs, metadata gone: nothing but the pixels tells them apart."""
     from PIL import Image
 
-    pictures = []
-    for path in (pair.image_a, pair.image_b):
-        pixels = images.read(folder / path).mul(255).round().byte().permute(1, 2, 0).numpy()  # (H, W, 3)
-        pictures.append(Image.fromarray(pixels))
+    pictures = [as_picture(images.read(folder / path)) for path in (pair.image_a, pair.image_b)]
     factor = min(1.0, side / max(max(picture.size) for picture in pictures))
-    sources = []
-    for picture in pictures:
-        size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
-        small = picture if factor == 1 else picture.resize(size, Image.Resampling.LANCZOS)
-        jpeg = io.BytesIO()
-        small.save(jpeg, "JPEG", quality=_QUALITY, subsampling=0)
-        sources.append("data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode("ascii"))
-    return sources
+    if factor < 1:
+        sizes = [tuple(max(1, round(edge * factor)) for edge in picture.size) for picture in pictures]
+        resized = zip(pictures, sizes, strict=True)
+        pictures = [picture.resize((width, height), Image.Resampling.LANCZOS) for picture, (width, height) in resized]
+    return [data_uri(picture) for picture in pictures]

@@ -1,33 +1,30 @@
 """One self-contained HTML page that compares generators: tables, distributions, pictures; no script, no network.
 
-The page's frame and its explanations are ``templates/comparison.html``; this module fills it. Its size is that of its
-thumbnails, whose number is bounded.
+Its looks and its explanations are ``templates/comparison.html``; this module chooses and sorts what stands there. Its
+size is that of its thumbnails, whose number is bounded.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from attriqa.attributes import ATTRIBUTES
-from attriqa.distortions import DISTORTION_KEYS
+from attriqa.distortions import DISTORTION_KEYS, DISTORTIONS
 from attriqa.evaluation.preferences.generator_report import CHANGED, span
 from attriqa.evaluation.preferences.generators import Generator
 from attriqa.explain import NOTHING, why
-from attriqa.files import atomic_path
-from attriqa.pages.html import Entry, interval, interval_bar, panel, signed, table, text, thumbnail, title_of, win_cell
+from attriqa.pages.html import Thumbnail, file_thumbnail, write_page
 
 PICTURES = 480
 """How many thumbnails a page holds at most, about 3.5 MB; with very many generators, two per list."""
 _UNFOLDED = 6  # distributions of distortions that are not folded away
 _OPEN = 4  # up to so many generators have their folds open
 
-Thumbnails = Callable[[Iterable[str]], Iterator[str]]
+Result = Mapping[str, Any]
+Thumbnails = Callable[[Iterable[str]], Iterator[Thumbnail | None]]
 
 
 def write_comparison_page(
@@ -70,33 +67,25 @@ def write_comparison_page(
     count = pictures_per_list(len(known), len(result["changes"]), gallery)
     with ThreadPoolExecutor(max_workers=threads) as pool:
 
-        def thumbnails(paths: Iterable[str]) -> Iterator[str]:
-            for picture in pool.map(thumbnail, paths):
+        def thumbnails(paths: Iterable[str]) -> Iterator[Thumbnail | None]:
+            for picture in pool.map(file_thumbnail, paths):
                 if advance is not None:
                     advance()
                 yield picture
 
-        values = {
-            "summary": _summary(result),
-            "people": _people(result),
-            "wins": _wins(result),
-            "distributions": "".join(_distributions(result)),
-            "changes": "".join(_changes(result, count, thumbnails)),
-            "pictures": "".join(_galleries(known, result, count, thumbnails)),
-            "sizes": _sizes(result),
-            "left_out": _left_out(left_out),
+        shown = {
+            "title": title,
+            "lead": f"{len(known)} generators, {sum(len(g.images) for g in generators):,} images, by {identity}",
+            "identity": identity,
+            "version": version,
+            "notes": notes,
+            "left_out": left_out,
+            "result": result,
+            "changes": _changes(result, count, thumbnails),
+            "galleries": _galleries(known, result, count, thumbnails),
         }
-    items = "".join(f"<li>{text(note)}</li>" for note in notes)
-    values |= {
-        "title": text(title),
-        "lead": text(f"{len(known)} generators, {sum(len(g.images) for g in generators):,} images, by {identity}"),
-        "identity": text(identity),
-        "version": text(version),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "notes": f'<ul class="notes">{items}</ul>' if notes else "",
-    }
-    with atomic_path(path) as temporary:
-        temporary.write_text(_filled(values), encoding="utf-8", newline="\n")
+        helpers = {"span": span, "title_of": _title_of, "least_change": CHANGED, "unfolded": _OPEN}
+        write_page(path, "comparison.html", shown | _tables(result) | helpers, scripted=False)
 
 
 def pictures_per_list(generators: int, comparisons: int, gallery: int) -> int:
@@ -104,166 +93,90 @@ def pictures_per_list(generators: int, comparisons: int, gallery: int) -> int:
     return min(gallery, max(2, PICTURES // (2 * generators + 2 * comparisons)))
 
 
-def _filled(values: Mapping[str, str]) -> str:
-    """The template with its values, without the sections that have nothing to say."""
-    template = resources.files("attriqa.pages").joinpath("templates/comparison.html").read_text(encoding="utf-8")
-    section = re.compile(r'<section id="(\w+)">.*?</section>\n', re.DOTALL)
-    template = section.sub(lambda hit: hit[0] if values[hit[1]] else "", template)
-    headings = re.findall(r'<section id="(\w+)">\n<h2>(.*?)</h2>', template)
-    links = "".join(f'<a href="#{name}">{heading}</a>' for name, heading in headings)
-    every = {**values, "nav": f"<nav>{links}</nav>"}
-    # One pass over the template alone: a name that looks like a placeholder stays what it is.
-    return re.sub(r"\{\{(\w+)\}\}", lambda hit: every[hit[1]], template)
+def _title_of(name: str) -> str:
+    """What a reader calls an attribute, or a distortion by its key."""
+    return DISTORTIONS[DISTORTION_KEYS.index(name)].name if name in DISTORTION_KEYS else name
 
 
-def _summary(result: Entry) -> str:
+def _tables(result: Result) -> dict[str, Any]:
+    """What the tables and the distributions show."""
     entries = result["generators"]
+    order, names = list(entries), list(next(iter(entries.values()))["summary"])
     scores = [entry["summary"]["score"] for entry in entries.values()]
     ends = [score[key] for score in scores for key in ("low", "mean", "high") if score[key] is not None]
-    told = [name for name in ATTRIBUTES if name in next(iter(entries.values()))["summary"]]
-    several = ["prompts"] if any(entry["prompts"] != entry["images"] for entry in entries.values()) else []
-    opinions = ["mean opinion"] if any(entry["mean_opinion"] is not None for entry in entries.values()) else []
-    rows = []
-    for name, entry in entries.items():
-        score = entry["summary"]["score"]
-        bar = interval_bar(score["mean"], score["low"], score["high"], (min(ends), max(ends)))
-        row = [text(name) + (" <small>baseline</small>" if name == result["baseline"] else "")]
-        row += [f"{entry['images']:,}", *(f"{entry['prompts']:,}" for _ in several)]
-        row += [f"{score['mean']:.3f} {interval(score['low'], score['high'])}"]
-        row += [f'<td class="span">{bar}</td>', f"{score['quantiles'][len(score['quantiles']) // 2]:.3f}"]
-        row += ["–" if entry["mean_opinion"] is None else f"{entry['mean_opinion']:.2f}" for _ in opinions]
-        rows.append(row + [f"{entry['summary'][attribute]['mean']:.3f}" for attribute in told])
-    return table(["generator", "images", *several, "mean score", "", "median", *opinions, *told], rows)
-
-
-def _people(result: Entry) -> str:
-    """Whether the order of generators is that of people's opinions."""
-    order, entries = result["order"], result["generators"]
-    if order is None:
-        return ""
-    tau = f"{order['tau']:.2f} {span(order['tau_low'], order['tau_high'], 2)}".rstrip()
-    place = {name: number for number, name in enumerate(entries, start=1)}
-    rows = [
-        [
-            text(name),
-            f"{entries[name]['mean_opinion']:.3f}",
-            str(number),
-            f"{entries[name]['summary']['score']['mean']:.3f}",
-            str(place[name]),
-        ]
-        for number, name in enumerate(sorted(entries, key=lambda name: -entries[name]["mean_opinion"]), start=1)
-    ]
-    swapped = "; ".join(f"{text(better)} / {text(worse)}" for better, worse in order["discordant"]) or "none"
-    return (
-        f"<p>Kendall's tau between the order by mean score and the order by mean opinion: <b>{tau}</b> over "
-        f"{order['n']} generators, p = {order['p']:.2g}; the interval resamples {order['prompts']:,} prompts.</p>\n"
-        f"{table(['generator', 'mean opinion', 'place', 'mean score', 'place'], rows)}"
-        f'<p class="soft">Ordered otherwise than by people, the better liked one first: {swapped}.</p>\n'
-    )
-
-
-def _wins(result: Entry) -> str:
-    order = list(result["generators"])
-    cells: dict[tuple[str, str], str] = {}
-    for duel in result["duels"]:
-        cells[duel["first"], duel["second"]] = win_cell(duel, mirrored=False)
-        cells[duel["second"], duel["first"]] = win_cell(duel, mirrored=True)
-    rows = [
-        [f"{number} {text(row)}", *(cells.get((row, column), '<td class="self">–</td>') for column in order)]
-        for number, row in enumerate(order, start=1)
-    ]
-    return table(["", *(str(number) for number in range(1, len(order) + 1))], rows, "wins")
-
-
-def _distributions(result: Entry) -> Iterator[str]:
-    entries = result["generators"]
-    names = list(next(iter(entries.values()))["summary"])
     # The distortions that some generator has most of come first.
     strongest = {name: max(entry["summary"][name]["mean"] for entry in entries.values()) for name in names}
-    attributes = [name for name in names if name in ATTRIBUTES]
+    attributes = [name for name in ATTRIBUTES if name in names]
     rest = sorted(set(names) - {"score", *attributes}, key=lambda name: (-strongest[name], name))
-    yield f'<div class="panels one">{panel("score", entries)}</div>\n'
-    for heading, shown in (("Attributes", attributes), ("Distortions, by strength", rest[:_UNFOLDED])):
-        if shown:
-            yield f'<h3>{heading}</h3>\n<div class="panels">{"".join(panel(name, entries) for name in shown)}</div>\n'
-    if rest[_UNFOLDED:]:
-        yield f"<details><summary>{len(rest) - _UNFOLDED} weaker distortions</summary>\n"
-        yield f'<div class="panels">{"".join(panel(name, entries) for name in rest[_UNFOLDED:])}</div></details>\n'
+    duels = {(duel["first"], duel["second"]): duel for duel in result["duels"]}
+    duels |= {(second, first): _mirrored(duel) for (first, second), duel in duels.items()}
+    return {
+        "axis": (min(ends), max(ends)),
+        "several": any(entry["prompts"] != entry["images"] for entry in entries.values()),
+        "opinions": any(entry["mean_opinion"] is not None for entry in entries.values()),
+        "attributes": attributes,
+        "strongest": rest[:_UNFOLDED],
+        "weaker": rest[_UNFOLDED:],
+        "wins": [(one, [duels.get((one, other)) for other in order]) for one in order],
+        "following": [
+            duel for duel in result["duels"] if order.index(duel["second"]) - order.index(duel["first"]) == 1
+        ],
+    }
 
 
-def _changes(result: Entry, count: int, thumbnails: Thumbnails) -> Iterator[str]:
-    """Each generator against the baseline: what changed on average, and the prompts that got worse."""
-    for number, (name, change) in enumerate(result["changes"].items()):
-        heading = f"{text(str(result['baseline']))} → {text(name)}"
-        if not change["prompts"]:
-            yield f'<h3>{heading}</h3>\n<p class="soft">They share no prompt.</p>\n'
-            continue
-        counts = f"{change['worse']:,} of {change['prompts']:,} prompts worse"
-        yield f"<details{' open' if number < _OPEN else ''}><summary>{heading}: {counts}</summary>\n"
-        parts = "".join(f'<i class="{part}" style="--n:{change[part]}"></i>' for part in ("worse", "same", "better"))
-        yield f'<div class="parts" aria-hidden="true">{parts}</div>\n{_counted(change)}{_moved(change["means"])}'
-        worst = change["worst"][:count]
+def _mirrored(duel: Result) -> Result:
+    """A duel as the other one sees it."""
+    return {**duel, "rate": 1 - duel["rate"], "rate_low": 1 - duel["rate_high"], "rate_high": 1 - duel["rate_low"]}
+
+
+def _changes(result: Result, count: int, thumbnails: Thumbnails) -> Iterator[tuple[str, Result, list[Any], list[Any]]]:
+    """Each generator against the baseline: what moved by more than chance, and the prompts that got worse, in pictures.
+
+    The score comes first among what moved, then what moved most.
+    """
+    for name, change in result["changes"].items():
+        clear = [
+            (n, m)
+            for n, m in change["means"].items()
+            if m["change_low"] is not None and m["change_low"] * m["change_high"] > 0
+        ]
+        clear = sorted(clear, key=lambda pair: (pair[0] != "score", -abs(pair[1]["change"])))[:10]
+        means = [(n, m, (m["change"] < 0) == (n in ("score", *ATTRIBUTES))) for n, m in clear]
+        worst = change["worst"][:count] if change["prompts"] else []
         pictures = thumbnails(image for entry in worst for image in (entry["image_before"], entry["image_after"]))
-        yield '<h3>The prompts whose score fell most</h3>\n<div class="pairs">' if worst else "<div>"
-        for entry in worst:
-            both = f"{next(pictures)}{next(pictures)}"
-            yield f'<figure class="pair">{both}<figcaption>{_fall(entry)}</figcaption></figure>\n'
-        yield "</div></details>\n"
+        yield name, change, means, [(entry, next(pictures), next(pictures)) for entry in worst]
 
 
-def _counted(change: Entry) -> str:
-    alone = [f"{change[key]:,} that only {who} has" for key, who in _ALONE.items() if change[key]]
-    return (
-        f"<p>{change['worse']:,} prompts lost more than {CHANGED}, {change['better']:,} gained more, "
-        f"{change['same']:,} stayed about the same{'; left out: ' if alone else ''}{' and '.join(alone)}.</p>\n"
-    )
-
-
-_ALONE = {"only_baseline": "the baseline", "only_other": "the other"}
-
-
-def _fall(entry: Entry) -> str:
-    most = (
-        "" if entry["most"] is None else f"<small>{title_of(entry['most'])} {signed(entry['most_change'], 2)}</small>"
-    )
-    prompt = text(entry["prompt"])
-    numbers = f"<b>{entry['before']:.3f} → {entry['after']:.3f}</b> {most}"
-    return f'{numbers}<span class="prompt" title="{prompt}">{prompt}</span>'
-
-
-def _moved(means: Entry) -> str:
-    """The table of what moved on average by more than chance, the score first, then the most."""
-    clear = [(n, m) for n, m in means.items() if m["change_low"] is not None and m["change_low"] * m["change_high"] > 0]
-    rows = []
-    for name, entry in sorted(clear, key=lambda pair: (pair[0] != "score", -abs(pair[1]["change"])))[:10]:
-        worse = (entry["change"] < 0) == (name in ("score", *ATTRIBUTES))
-        change = f'<span class="{"fell" if worse else "rose"}">{signed(entry["change"])}</span> '
-        change += interval(entry["change_low"], entry["change_high"])
-        rows.append([title_of(name), f"{entry['before']:.3f}", f"{entry['after']:.3f}", change])
-    if not rows:
-        return "<p>No mean moved by more than its 95 % interval.</p>\n"
-    return table(["moved on average", "before", "after", "change"], rows)
-
-
-def _galleries(known: Mapping[str, Generator], result: Entry, count: int, thumbnails: Thumbnails) -> Iterator[str]:
-    """The worst and the best images of each generator."""
+def _galleries(
+    known: Mapping[str, Generator], result: Result, count: int, thumbnails: Thumbnails
+) -> Iterator[tuple[str, bool, list[tuple[str, Iterator[Result]]]]]:
+    """The worst and the best images of each generator, and whether they are unfolded."""
     for number, (name, entry) in enumerate(result["generators"].items()):
-        generator = known[name]
+        generator, names = known[name], list(entry["summary"])
         order = np.argsort(generator.values[:, 0], kind="stable").tolist()
         few = min(count, max(1, len(order) // 2))
-        opened = " open" if len(known) <= _OPEN or number in (0, len(known) - 1) else ""
-        yield f"<details{opened}><summary>{text(name)}</summary>\n"
-        for heading, places in (("worst", order[:few]), ("best", order[: -few - 1 : -1])):
-            yield f'<h3>{heading}</h3>\n<div class="gallery">'
-            pictures = thumbnails(generator.images[place] for place in places)
-            for place, picture in zip(places, pictures, strict=True):
-                values, prompt = generator.values[place].tolist(), text(generator.prompts[place])
-                caption = f"<b>{values[0]:.3f}</b> <small>{_reason(list(entry['summary']), values)}</small>"
-                caption += f'<span class="prompt" title="{prompt}">{prompt}</span>'
-                file = text(Path(generator.images[place]).name)
-                yield f'<figure title="{file}">{picture}<figcaption>{caption}</figcaption></figure>\n'
-            yield "</div>\n"
-        yield "</details>\n"
+        lists = {"worst": order[:few], "best": order[: -few - 1 : -1]}
+        opened = len(known) <= _OPEN or number in (0, len(known) - 1)
+        yield (
+            name,
+            opened,
+            [(heading, _gallery(generator, names, places, thumbnails)) for heading, places in lists.items()],
+        )
+
+
+def _gallery(
+    generator: Generator, names: Sequence[str], places: Sequence[int], thumbnails: Thumbnails
+) -> Iterator[Result]:
+    pictures = thumbnails(generator.images[place] for place in places)
+    for place, picture in zip(places, pictures, strict=True):
+        values = generator.values[place].tolist()
+        yield {
+            "picture": picture,
+            "file": Path(generator.images[place]).name,
+            "prompt": generator.prompts[place],
+            "score": values[0],
+            "reason": _reason(names, values),
+        }
 
 
 def _reason(names: Sequence[str], values: Sequence[float]) -> str:
@@ -272,32 +185,4 @@ def _reason(names: Sequence[str], values: Sequence[float]) -> str:
     if tuple(names[1:end]) != ATTRIBUTES:
         return ""
     words = why(values[1:end], values[end:] if tuple(names[end:]) == DISTORTION_KEYS else None)
-    return "" if words == NOTHING else text(words)
-
-
-def _sizes(result: Entry) -> str:
-    rows = []
-    for row in result["sample_sizes"]:
-        paired = "–"
-        if row["paired"] is not None:
-            paired = f"{row['paired']:,} <small>{row['paired_least']:,} to {row['paired_most']:,}</small>"
-        rows.append([f"{row['difference']:g}", paired, f"{row['unpaired']:,}"])
-    sizes = table(["difference in mean score", "shared prompts", "images of each, unpaired"], rows)
-    order = list(result["generators"])
-    following = [duel for duel in result["duels"] if order.index(duel["second"]) - order.index(duel["first"]) == 1]
-    rows = []
-    for duel in following:
-        difference = f"{signed(duel['difference'])} {interval(duel['difference_low'], duel['difference_high'])}"
-        needed = "–" if duel["needed"] is None else f"{duel['needed']:,}"
-        at_hand = f"{duel['n']:,} {'prompts' if duel['paired'] else 'images of both'}"
-        pair = f"{text(duel['first'])} / {text(duel['second'])}"
-        rows.append([pair, difference, needed, at_hand])
-    return (
-        f'{sizes}<h3>Each generator and the next</h3>\n<p class="soft">Needed: were the true difference the one found.'
-        f"</p>\n{table(['pair', 'difference in mean score', 'needed', 'at hand'], rows)}"
-    )
-
-
-def _left_out(left_out: Sequence[tuple[str, str]]) -> str:
-    items = "".join(f"<li><bdi>{text(path)}</bdi> <span>{text(reason)}</span></li>\n" for path, reason in left_out)
-    return f'<ul class="errors">\n{items}</ul>\n' if items else ""
+    return "" if words == NOTHING else words

@@ -1,120 +1,165 @@
-"""Pieces of the page that compares generators: text, tables, small charts as inline SVG, thumbnails."""
+"""What all pages share: templates that are filled by jinja2, text that cannot forge what a reader sees, and pictures.
+
+`write_page` fills a template; each extends ``templates/base.html``. Every string that a template shows is made
+`printable` and escaped, without being asked.
+"""
 
 import base64
-import html
+import functools
 import io
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import unicodedata
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from attriqa import images
-from attriqa.distortions import DISTORTION_KEYS, DISTORTIONS
-from attriqa.evaluation.preferences.generator_report import span
-from attriqa.pages.report import THUMBNAIL_SIDE, printable
+from attriqa.files import atomic_path
 
-Entry = Mapping[str, Any]
+if TYPE_CHECKING:
+    import jinja2
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+    from torch import Tensor
+
+    Pixels = Tensor | NDArray[np.uint8]
+
+THUMBNAIL_SIDE = 192
+"""Longest side of a thumbnail in pixels; they are shown at most 120 CSS pixels wide, so dense screens stay sharp."""
+
+MINUS = "\N{MINUS SIGN}"
+# Controls that end a line, hide text or turn its direction would let a file name forge what the reader sees.
+_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+ItemT = TypeVar("ItemT")
 
 
-def text(words: str) -> str:
-    """Words as HTML, free of anything that could turn or forge what the reader sees."""
-    return html.escape(printable(words), quote=True)
+class Thumbnail(NamedTuple):
+    """A small picture, as a template's ``<img>`` needs it."""
+
+    source: str  # data URI
+    width: int
+    height: int
 
 
-def title_of(name: str) -> str:
-    """What a reader calls an attribute, or a distortion by its key."""
-    return text(DISTORTIONS[DISTORTION_KEYS.index(name)].name if name in DISTORTION_KEYS else name)
+def write_page(
+    path: str | Path, template: str, values: Mapping[str, Any], *, package: str = "attriqa.pages", scripted: bool = True
+) -> None:
+    """Write a page, whole or not at all.
+
+    It is written while it is filled: of rows that come from a generator, one is held at a time.
+
+    Args:
+        path: the HTML file to make; its folders are created.
+        template: its name in the package's ``templates``.
+        values: what the template shows; ``date`` is added.
+        package: whose template it is; it may extend and import those of `attriqa.pages`.
+        scripted: whether the page may run the scripts that it holds; else the browser runs none.
+    """
+    date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    filled = _environment(package).get_template(template).generate(values, date=date, scripted=scripted)
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(filled)
+
+
+@functools.cache
+def _environment(package: str) -> "jinja2.Environment":
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    made = Environment(
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader("attriqa.pages")]),
+        autoescape=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,  # not what is marked as HTML
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {"fixed": fixed, "signed": signed, "thousands": "{:,}".format}
+    return made
+
+
+def fixed(value: float, digits: int = 3) -> str:
+    """A number with this many decimals."""
+    return f"{value:.{digits}f}"
 
 
 def signed(value: float, digits: int = 3) -> str:
     """A number with its sign, as printers set it."""
-    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    return f"{value:+.{digits}f}".replace("-", MINUS)
 
 
-def interval(low: float | None, high: float | None) -> str:
-    """An interval in small print; nothing where there is none."""
-    return f"<small>{span(low, high)}</small>".replace("-", "\N{MINUS SIGN}") if low is not None else ""
+def printable(text: str) -> str:
+    r"""``text`` on one line and free of control characters, stray surrogates and direction overrides (as ``\x1b``)."""
+    return text if text.isprintable() else "".join(map(_printable, text))
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
-    """A table in a box that scrolls, of finished cells.
-
-    Args:
-        head: a title per column.
-        rows: the first cell of each names it; a cell may bring its own ``<td ...>``.
-        kind: its class.
-    """
-    heads = "".join(f'<th scope="col">{cell}</th>' for cell in head)
-    body = []
-    for row in rows:
-        cells = "".join(cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in row[1:])
-        body.append(f'<tr><th scope="row">{row[0]}</th>{cells}</tr>\n')
-    marked = f' class="{kind}"' if kind else ""
-    return (
-        f'<div class="scroll"><table{marked}>\n<thead><tr>{heads}</tr></thead>\n'
-        f"<tbody>\n{''.join(body)}</tbody></table></div>\n"
-    )
+def _printable(char: str) -> str:
+    category = unicodedata.category(char)
+    if category == "Cc":
+        return f"\\x{ord(char):02x}"
+    if category in {"Cs", "Zl", "Zp"} or char in _BIDI:
+        return f"\\u{ord(char):04x}"
+    return char
 
 
-def interval_bar(mean: float, low: float | None, high: float | None, axis: tuple[float, float]) -> str:
-    """A mean and its interval on an axis, as inline SVG."""
-    width = (axis[1] - axis[0]) or 1.0
-
-    def at(value: float) -> str:
-        return f"{4 + 136 * (value - axis[0]) / width:.1f}"
-
-    line = "" if low is None or high is None else f'<line x1="{at(low)}" x2="{at(high)}" y1="9" y2="9"/>'
-    return f'<svg viewBox="0 0 144 18" aria-hidden="true">{line}<circle cx="{at(mean)}" cy="9" r="4"/></svg>'
-
-
-def win_cell(duel: Entry, *, mirrored: bool) -> str:
-    """How often one beats the other, coloured by how far from half; ``mirrored``: the other the one."""
-    rate, low, high = duel["rate"], duel["rate_low"], duel["rate_high"]
-    if mirrored:
-        rate, low, high = 1 - rate, 1 - high, 1 - low
-    clear = " clear" if low > 0.5 or high < 0.5 else ""
-    what = f"{duel['n']:,} shared prompts" if duel["paired"] else f"unpaired, {duel['n']:,} images"
-    star = "" if duel["paired"] else "*"
-    return (
-        f'<td class="{"up" if rate >= 0.5 else "down"}{clear}" style="--far:{abs(2 * rate - 1):.2f}" title="{what}">'
-        f"{100 * rate:.0f}{star}<small>{100 * low:.0f} to {100 * high:.0f}</small></td>"
-    )
-
-
-def panel(name: str, generators: Entry) -> str:
-    """The distribution of one number, a strip for each generator."""
-    strips = "".join(_strip(generator, entry["summary"][name]) for generator, entry in generators.items())
-    return (
-        f'<figure class="panel"><figcaption>{title_of(name)}</figcaption>{strips}'
-        '<div class="axis"><div><span>0</span><span>0.5</span><span>1</span></div></div></figure>\n'
-    )
-
-
-def _strip(generator: str, summary: Entry) -> str:
-    """A histogram with its quartiles below, as inline SVG."""
-    counts = summary["histogram"]
-    step, top = 1 / len(counts), max(counts)
-    # The SVG is 1 by 1, from its top left corner; the lowest fifth is the bar's.
-    outline = "".join(f"V{0.8 - 0.8 * count / top:.3f}h{step:.4f}" for count in counts)
-    _, first, median, third, _ = summary["quantiles"]
-    return (
-        f'<div class="strip"><span title="{text(generator)}">{text(generator)}</span>'
-        f'<svg viewBox="0 0 1 1" preserveAspectRatio="none" role="img" aria-label="median {median:.3f}">'
-        f'<path d="M0 .8{outline}V.8z"/>'
-        f'<path class="box" d="M{first:.4f} .84H{max(third, first + 0.004):.4f}V.96H{first:.4f}z"/>'
-        f'<line x1="{median:.4f}" x2="{median:.4f}" y1=".72" y2="1"/></svg><span>{summary["mean"]:.3f}</span></div>'
-    )
-
-
-def thumbnail(path: str) -> str:
-    """A file as an ``<img>`` with a JPEG data URI, about 7 kB; an empty box where it can no longer be read."""
+def as_picture(pixels: "Pixels") -> "Image.Image":
+    """A tensor ``(3, H, W)`` in [0, 1], or bytes ``(H, W, 3)``, as Pillow has it."""
+    import torch
     from PIL import Image
 
-    try:
-        tensor = images.read(path, shorter_edge=THUMBNAIL_SIDE)
-    except images.ImageError:
-        return '<span class="gone"></span>'
-    picture = Image.fromarray(tensor.mul(255).round().byte().permute(1, 2, 0).numpy())  # (H, W, 3)
-    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    if isinstance(pixels, torch.Tensor):
+        levels = pixels.detach().float().clamp(0, 1).mul(255).round().byte()
+        pixels = levels.permute(1, 2, 0).contiguous().numpy(force=True)
+    return Image.fromarray(pixels)
+
+
+def data_uri(picture: "Image.Image", *, small: bool = False) -> str:
+    """A picture as JPEG inside a page, without metadata.
+
+    Args:
+        picture: of mode RGB.
+        small: for a thumbnail; else without chroma subsampling and at quality 95, whose traces are far below what
+            tells two pictures apart.
+    """
     jpeg = io.BytesIO()
-    picture.save(jpeg, "JPEG", quality=78, optimize=True)
-    data = base64.b64encode(jpeg.getvalue()).decode("ascii")
-    return f'<img alt="" width="{picture.width}" height="{picture.height}" src="data:image/jpeg;base64,{data}">'
+    if small:
+        picture.save(jpeg, "JPEG", quality=78, optimize=True)
+    else:
+        picture.save(jpeg, "JPEG", quality=95, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode("ascii")
+
+
+def thumbnail(pixels: "Pixels") -> Thumbnail:
+    """A picture in small, about 7 kB; see `as_picture` for what it takes."""
+    picture = as_picture(pixels)
+    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    return Thumbnail(data_uri(picture, small=True), picture.width, picture.height)
+
+
+def file_thumbnail(path: str | Path, shorter_edge: int = THUMBNAIL_SIDE) -> Thumbnail | None:
+    """The thumbnail of a file that is read at ``shorter_edge``; ``None`` where it can no longer be read."""
+    from attriqa import images
+
+    try:
+        return thumbnail(images.read(path, shorter_edge=shorter_edge))
+    except images.ImageError:
+        return None
+
+
+def map_ahead(
+    make: Callable[[ItemT], Thumbnail | None], items: Iterable[ItemT], threads: int
+) -> Iterator[Thumbnail | None]:
+    """``map(make, items)`` on threads, at most a few items ahead of what was taken, so that memory stays bounded."""
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        ahead: deque[Future[Thumbnail | None]] = deque()
+        try:
+            for item in items:
+                ahead.append(pool.submit(make, item))
+                if len(ahead) > 4 * threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()

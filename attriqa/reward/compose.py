@@ -7,6 +7,7 @@ own.
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 from types import MappingProxyType
@@ -27,9 +28,14 @@ class Reward(nn.Module):
     ``QualityReward() + 0.5 * as_reward(similarity)`` is a `CombinedReward`, and so is ``QualityReward() + similarity``.
     """
 
-    def told(self, images: Tensor, prompts: Sequence[str] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def breakdown(self, images: Tensor, prompts: Sequence[str] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The reward, ``(B,)``, and by name what is worth logging beside it, each ``(B,)`` and without gradients."""
         return self(images), {}
+
+    def told(self, images: Tensor, prompts: Sequence[str] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The former name of `breakdown`; goes with the next version."""
+        warnings.warn("told: this method is now called breakdown", DeprecationWarning, stacklevel=2)
+        return self.breakdown(images, prompts)
 
     def as_reward_fn(self) -> "RewardFn":
         """This reward as the ``(images, prompts, metadata) -> (scores, info)`` of diffusion trainers; see `RewardFn`.
@@ -110,9 +116,9 @@ class CombinedReward(Reward):
             ValueError: images are anything else, prompts are too few or missing, or a scorer gives other than B finite
                 numbers.
         """
-        return self.told(images, prompts)[0]
+        return self.breakdown(images, prompts)[0]
 
-    def told(self, images: Tensor, prompts: Sequence[str] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def breakdown(self, images: Tensor, prompts: Sequence[str] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum, and each scorer's own number by its name."""
         image_io.check(images)
         _check_prompts(prompts, len(images))
@@ -184,7 +190,7 @@ class RewardFn:
         with torch.set_grad_enabled(asked):
             for places, batch in groups:
                 texts = None if prompts is None else [prompts[place] for place in places]
-                score, info = self.reward.told(batch, texts)
+                score, info = self.reward.breakdown(batch, texts)
                 scores.append(score)
                 infos.append({"blank": are_blank(batch), **info})
             order = torch.tensor([place for places, _ in groups for place in places]).argsort().to(scores[0].device)
@@ -213,8 +219,8 @@ def _values(term: Term, images: Tensor, prompts: Sequence[str] | None) -> Tensor
     """What one scorer says of the images, checked."""
     if term.prompts == "required" and prompts is None:
         raise ValueError(f"prompts: expected one per image, as {term.name} needs them; got None")
-    said = term.scorer(images) if term.prompts == "none" else term.scorer(images, prompts=prompts)
-    values = torch.as_tensor(said, device=images.device)
+    values = term.scorer(images) if term.prompts == "none" else term.scorer(images, prompts=prompts)
+    values = torch.as_tensor(values, device=images.device)
     if values.shape != images.shape[:1]:
         raise ValueError(f"{term.name}: expected ({len(images)},), a number per image, got {tuple(values.shape)}")
     if not values.isfinite().all():

@@ -61,25 +61,25 @@ class DDIMPolicy:
     def mean(self, state: Tensor, step: int, which: Tensor) -> Tensor:
         """Where a step goes to from ``state (B, C, h, w)``, but for its noise; differentiable, in float32."""
         time, (now, then) = self.scheduler.timesteps[step], self._alphas(step)
-        told = self.scheduler.step(self._predict(state, time, which), int(time), state, eta=0.0)
-        clean: Tensor = told.pred_original_sample
+        drawn = self.scheduler.step(self._predict(state, time, which), int(time), state, eta=0.0)
+        clean: Tensor = drawn.pred_original_sample
         # The scheduler's own step with eta 1 takes the root of 1 - then - deviation^2, which out of pure noise is
         # nothing but rounding and may be negative; the same in one fraction is not.
         kept = (now * (1 - then) / (then * (1 - now))) ** 0.5
-        mean: Tensor = then**0.5 * clean + kept * (told.prev_sample - then**0.5 * clean)
+        mean: Tensor = then**0.5 * clean + kept * (drawn.prev_sample - then**0.5 * clean)
         return mean
 
     def _predict(self, state: Tensor, time: Tensor, which: Tensor) -> Tensor:
         dtype = next(self.unet.parameters()).dtype
         if self.texts is None:
-            said: Tensor = self.unet(state.to(dtype), time).sample
+            predicted: Tensor = self.unet(state.to(dtype), time).sample
         elif self.guidance == 1:
-            said = self.unet(state.to(dtype), time, self.texts[which]).sample
+            predicted = self.unet(state.to(dtype), time, self.texts[which]).sample
         else:
             both = torch.cat([self.texts[-1].expand(len(which), -1, -1), self.texts[which]])
             free, led = self.unet(torch.cat([state, state]).to(dtype), time, both).sample.float().chunk(2)
-            said = free + self.guidance * (led - free)
-        return said.to(state.dtype)
+            predicted = free + self.guidance * (led - free)
+        return predicted.to(state.dtype)
 
     def rollout(self, noise: Tensor, which: Tensor, last_steps: int = 0) -> list[Tensor]:
         """Draw pictures: the T + 1 states ``(B, C, h, w)`` from pure noise to the last, which `decode` takes.

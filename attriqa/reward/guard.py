@@ -160,8 +160,8 @@ class GuardedModel(QualityModel):
     def see_through(self, images: Tensor, view: View, boxes: Tensor) -> Assessment:
         """`see` with the boxes of `draw_boxes`, (N, 4); with none, one look at the whole."""
         looks = [cut_box(images, box) for box in boxes.tolist()] or [images]
-        told = [self._told(look, view) for look in looks]
-        score, *others = zip(*told, strict=True)
+        assessments = [self._assess(look, view) for look in looks]
+        score, *others = zip(*assessments, strict=True)
         mean = [None if field[0] is None else torch.stack(field).mean(0) for field in others]
         return Assessment(lower_bound(torch.stack(score).mean(0), self.guard.std_weight), *mean)
 
@@ -193,18 +193,20 @@ class GuardedModel(QualityModel):
         """Those that look at images: the model, and the members on other encoders."""
         return [self.base, *cast(Iterable[QualityModel], self.others)]
 
-    def _told(self, images: Tensor, view: View) -> Assessment:
+    def _assess(self, images: Tensor, view: View) -> Assessment:
         """What the model tells, with the scores of all, (B, 1 + members), as score."""
         if len(self.heads):
             config = cast(AttributeNet, self.base).config
-            told = average_over_view(self._tell, images, view, shorter_edge=config.shorter_edge, crop=config.crop)
+            assessment = average_over_view(
+                self._assess_heads, images, view, shorter_edge=config.shorter_edge, crop=config.crop
+            )
         else:
-            told = self.base.see(images, view)
-            told = told._replace(score=told.score[:, None])
+            assessment = self.base.see(images, view)
+            assessment = assessment._replace(score=assessment.score[:, None])
         others = [other.see(images, _view_of(other, view)).score[:, None] for other in self._models()[1:]]
-        return told._replace(score=torch.cat([told.score, *others], 1))
+        return assessment._replace(score=torch.cat([assessment.score, *others], 1))
 
-    def _tell(self, images: Tensor) -> Assessment:
+    def _assess_heads(self, images: Tensor) -> Assessment:
         """What the net and the heads on its encoder tell of (B, 3, H, W) after one pass; score (B, 1 + heads)."""
         net = cast(AttributeNet, self.base)
         pooled = net.pool(images)
@@ -214,8 +216,8 @@ class GuardedModel(QualityModel):
             heads = cast(Iterable[AttributeNet], self.heads)
             logits = [logit, *(head.read((statistics - head.pooled_mean) / head.pooled_std)[0] for head in heads)]
             attributes = squash((raw - net.attribute_shift) / net.attribute_scale)
-            found = () if net.distortion_head is None else net.distortion_head(pooled)
-        return Assessment(torch.sigmoid(torch.stack(logits, 1)), attributes, *found)
+            distortions = () if net.distortion_head is None else net.distortion_head(pooled)
+        return Assessment(torch.sigmoid(torch.stack(logits, 1)), attributes, *distortions)
 
 
 def _view_of(model: QualityModel, view: View) -> View:

@@ -149,7 +149,7 @@ class QualityReward(Reward):
             reward = values @ self._weights.to(values)
         return reward - self.model.penalty(assessment) if isinstance(self.model, GuardedModel) else reward
 
-    def told(self, images: Tensor, prompts: Sequence[str] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def breakdown(self, images: Tensor, prompts: Sequence[str] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The reward, and what the model says of the images by its `names`; prompts are not looked at."""
         assessment = self.assess(images)
         columns = _values(assessment).detach().unbind(1)

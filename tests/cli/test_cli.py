@@ -12,36 +12,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attriqa import ATTRIBUTES, __version__, cli
+from attriqa import ATTRIBUTES, __version__
 from attriqa.cli import options
 from attriqa.evaluation.score_table import COLUMNS
 from attriqa.explain import why
 from tests.support import small_net
-from tests.support.fake_scorer import FakeScorer, Result, environment, paint, table
+from tests.support.fake_scorer import FakeScorer, Result, attriqa, environment, paint, table
 
 
-@pytest.fixture
-def scorer(monkeypatch: pytest.MonkeyPatch) -> FakeScorer:
-    fake = FakeScorer()
-    monkeypatch.setattr(options, "make_scorer", lambda args: fake)
-    return fake
-
-
-@pytest.fixture
-def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Six pictures in ``photos/`` of the working directory, two of which cannot be read."""
-    monkeypatch.chdir(tmp_path)
-    paint(tmp_path / "photos", 6)
-    (tmp_path / "photos" / "001.png").write_bytes(b"")
-    (tmp_path / "photos" / "004.png").write_text("not an image")
-    return Path("photos")
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_net.save(tmp_path_factory.mktemp("weights") / "small.safetensors")
 
 
 def score(*arguments: object) -> int:
-    try:
-        return cli.main(["score", *map(str, arguments)])
-    except SystemExit as end:  # argparse
-        return int(str(end.code))
+    return attriqa("score", *arguments)
 
 
 def test_table_and_summary(
@@ -156,37 +141,57 @@ def test_a_score_that_is_no_number_is_a_failure(
     assert json.loads(Path("s.json").read_text())["mean"] is None
 
 
+def contents() -> dict[Path, bytes]:
+    """Everything in and below the working directory."""
+    return {path: path.read_bytes() if path.is_file() else b"" for path in sorted(Path().rglob("*"))}
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("command", "status", "message"),
     [
-        ((), "the following arguments are required: PATH"),
-        (("photos", "--frobnicate"), "--frobnicate"),
-        (("photos", "--rec"), "--rec"),
-        (("photos", "--threads", "0"), "expected a whole number of at least 1, got '0'"),
-        (("photos", "--view", "half"), "invalid choice: 'half'"),
-        (("gone",), "gone"),
-        (("photos", "gone.jpg"), "gone.jpg"),
-        (("nothing",), "no images in nothing; --recursive"),
-        (
-            ("photos", "--report", "photos/000.png"),
-            "--report: expected a name that ends in .html, got 'photos/000.png'",
-        ),
-        (("photos", "--csv", "folder.csv"), "--csv folder.csv: expected a file, found a folder"),
-        (("photos", "--csv", "photos/000.png/s.csv"), "--csv photos/000.png/s.csv: cannot make its folder"),
-        (("photos", "page.html", "--report", "page.html"), "--report page.html: is also an input"),
-        (("photos", "--csv", "foreign.csv"), "foreign.csv: exists without foreign.csv.meta.json"),
-        (("photos", "--csv", "header.csv"), "header.csv: not a table of ours"),
-        (
-            ("photos", "--csv", "other.csv"),
-            "made by default-1/five_crop, these would be made by fake-0123456789ab/full",
-        ),
+        ("", 2, "the following arguments are required: COMMAND"),
+        ("score", 2, "the following arguments are required: PATH"),
+        ("score photos --frobnicate", 2, "--frobnicate"),
+        ("score photos --rec", 2, "--rec"),
+        ("score photos --threads 0", 2, "expected a whole number of at least 1, got '0'"),
+        ("score photos --view half", 2, "invalid choice: 'half'"),
+        ("score gone", 2, "gone"),
+        ("score photos gone.jpg", 2, "gone.jpg"),
+        ("score nothing", 2, "no images in nothing; --recursive"),
+        ("score photos --report photos/000.png", 2,
+         "--report: expected a name that ends in .html, got 'photos/000.png'"),
+        ("score photos --csv folder.csv", 2, "--csv folder.csv: expected a file, found a folder"),
+        ("score photos --csv photos/000.png/s.csv", 2, "--csv photos/000.png/s.csv: cannot make its folder"),
+        ("score photos page.html --report page.html", 2, "--report page.html: is also an input"),
+        ("score photos --csv foreign.csv", 2, "foreign.csv: exists without foreign.csv.meta.json"),
+        ("score photos --csv header.csv", 2, "header.csv: not a table of ours"),
+        ("score photos --csv other.csv", 2,
+         "made by default-1/five_crop, these would be made by fake-0123456789ab/full"),
+        ("score photos --model gone.safetensors", 2, "gone.safetensors"),
+        ("score photos --device toaster", 2, "--device toaster: "),
+        ("explain", 2, "the following arguments are required: IMAGE"),
+        ("explain gone.png", 2, "gone.png: expected an image file, found none"),
+        ("explain photos", 2, "photos: expected an image file, found a folder"),
+        ("explain photos/000.png --of sharpnes", 2, "did you mean 'sharpness'?"),
+        ("explain photos/000.png --of jpeg --model SMALL", 2, "as this model tells no distortions; got 'jpeg'"),
+        ("explain photos/000.png --out a.jpg", 2, "expected a name that ends in .png, got 'a.jpg'"),
+        ("explain photos/000.png --out photos/../photos/000.png", 2, "photos/../photos/000.png: is also the input"),
+        ("explain photos/000.png --out folder.png", 2, "--out folder.png: expected a file, found a folder"),
+        ("explain photos/004.png --model SMALL", 1, "photos/004.png: "),
+        ("explain photos/000.png --out photos/000.png/a.png --model SMALL", 1, "photos/000.png"),
+        ("demo --out folder.html", 2, "--out folder.html: expected a file, found a folder"),
+        ("demo --out page.htm", 2, "expected a name that ends in .html, got 'page.htm'"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_done_is_one_line_and_touches_nothing(
-    scorer: FakeScorer, photos: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
-) -> None:
+    photos: Path, checkpoint: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str],
+    command: str, status: int, message: str,
+) -> None:  # fmt: skip
+    real = command.startswith("explain") or "toaster" in command or "gone.safe" in command
+    scorer = FakeScorer() if real else request.getfixturevalue("scorer")
     paint(Path("nothing/below"), 1)
-    Path("folder.csv").mkdir()
+    for name in ("folder.csv", "folder.png", "folder.html"):
+        Path(name).mkdir()
     Path("page.html").write_text("a page")
     Path("foreign.csv").write_text("path,score\n")
     good = ",".join(COLUMNS) + "\r\na,1,1,1,1,1,1\r\n"
@@ -194,13 +199,13 @@ def test_what_cannot_be_done_is_one_line_and_touches_nothing(
         Path(f"{name}.csv").write_text(text, newline="")
         meta = {"kind": "attriqa scores", "identity": identity}
         Path(f"{name}.csv.meta.json").write_text(json.dumps(meta))
-    before = {path: path.read_bytes() if path.is_file() else b"" for path in sorted(Path().rglob("*"))}
-    assert score(*arguments) == 2
+    before = contents()
+    assert attriqa(*command.replace("SMALL", str(checkpoint)).split()) == status
     out, err = capsys.readouterr()
     assert out == ""
     assert message in err
     assert err.count("\n") == 1, err
-    assert {path: path.read_bytes() if path.is_file() else b"" for path in sorted(Path().rglob("*"))} == before
+    assert contents() == before
     assert scorer.asked == []
 
 
@@ -236,31 +241,6 @@ def test_odd_names(scorer: FakeScorer, tmp_path: Path, capsys: pytest.CaptureFix
     assert (tmp_path / "s.html").read_text(encoding="utf-8").count("data:image/jpeg") == 5
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [(("--model", "gone.safetensors"), "gone.safetensors"), (("--device", "toaster"), "--device toaster: ")],
-)
-def test_no_such_model_or_device(
-    photos: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, str], message: str
-) -> None:
-    assert score(photos, *arguments) == 2
-    err = capsys.readouterr().err
-    assert message in err
-    assert err.count("\n") == 1
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_net.save(tmp_path_factory.mktemp("weights") / "small.safetensors")
-
-
-def explained(*arguments: object) -> int:
-    try:
-        return cli.main(["explain", *map(str, arguments)])
-    except SystemExit as end:  # argparse
-        return int(str(end.code))
-
-
 def test_explain_says_why_and_shows_where(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,7 +252,7 @@ def test_explain_says_why_and_shows_where(
     capsys.readouterr()
     shown = {}
     for of in ("score", "brightness"):
-        assert explained("photo.png", "--model", checkpoint, "--of", of, "--out", f"new/{of}.png") == 0
+        assert attriqa("explain", "photo.png", "--model", checkpoint, "--of", of, "--out", f"new/{of}.png") == 0
         out, err = capsys.readouterr()
         lines = out.splitlines()
         assert lines[0] == f"photo.png: score {told['score']:.3f}"
@@ -286,41 +266,32 @@ def test_explain_says_why_and_shows_where(
             shown[of] = np.asarray(picture)
     assert not np.array_equal(shown["score"], shown["brightness"])
     assert np.ptp(shown["score"].astype(int), axis=2).max() > 30
-    assert explained("photo.png", "--model", checkpoint) == 0
+    assert attriqa("explain", "photo.png", "--model", checkpoint) == 0
     assert Path("attriqa-explain.png").read_bytes() == Path("new/score.png").read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "status", "message"),
-    [
-        (("gone.png",), 2, "gone.png: expected an image file, found none"),
-        (("photos",), 2, "photos: expected an image file, found a folder"),
-        (("photos/000.png", "--of", "sharpnes"), 2, "did you mean 'sharpness'?"),
-        (("photos/000.png", "--of", "jpeg"), 2, "as this model tells no distortions; got 'jpeg'"),
-        (("photos/000.png", "--out", "a.jpg"), 2, "expected a name that ends in .png, got 'a.jpg'"),
-        (("photos/000.png", "--out", "photos/../photos/000.png"), 2, "photos/../photos/000.png: is also the input"),
-        (("photos/000.png", "--out", "folder.png"), 2, "--out folder.png: expected a file, found a folder"),
-        (("photos/004.png",), 1, "photos/004.png: "),
-        (("photos/000.png", "--out", "photos/000.png/a.png"), 1, "photos/000.png"),
-        ((), 2, "the following arguments are required: IMAGE"),
-    ],
-)
-def test_what_cannot_be_explained_is_one_line_and_touches_nothing(
-    checkpoint: Path,
-    photos: Path,
-    capsys: pytest.CaptureFixture[str],
-    arguments: tuple[str, ...],
-    status: int,
-    message: str,
+def test_a_column_per_distortion(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("folder.png").mkdir()
-    before = {path: path.read_bytes() if path.is_file() else b"" for path in sorted(Path().rglob("*"))}
-    assert explained(*arguments, "--model", checkpoint) == status
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert message in err
-    assert err.count("\n") == 1, err
-    assert {path: path.read_bytes() if path.is_file() else b"" for path in sorted(Path().rglob("*"))} == before
+    scorer = FakeScorer(distortions=True)
+    monkeypatch.setattr(options, "make_scorer", lambda args: scorer)
+    for _ in range(2):  # a finished table goes on
+        assert score("photos/000.png", "photos/002.png", "--csv", "s.csv", "--json", "s.json") == 0
+        header, *rows = table(Path("s.csv"))
+        assert header == [*COLUMNS, "jpeg", "white_noise"]
+        assert [float(value) for value in rows[0][7:]] == pytest.approx([40 / 255, 200 / 255], abs=1e-6)
+        assert json.loads(Path("s.json").read_text())["rows"][1]["white_noise"] == float(rows[1][8])
+    assert len(scorer.asked) == 2
+    monkeypatch.setattr(options, "make_scorer", lambda args: FakeScorer())
+    assert score("photos/000.png", "--csv", "s.csv") == 2, "other columns are another table"
+    assert "expected the header path,score,sharpness" in capsys.readouterr().err
+
+
+def test_only_bad_files_have_no_speed(scorer: FakeScorer, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert score("photos/004.png") == 1
+    out = capsys.readouterr().out
+    assert "0 scored; 1 failed" in out
+    assert "images/s" not in out
 
 
 def test_help_and_version_do_not_wait_for_torch() -> None:

@@ -12,40 +12,28 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from attriqa import cli
 from attriqa.distortions import DISTORTION_KEYS
 from attriqa.evaluation.score_table import COLUMNS
-from tests.support.fake_scorer import ROOT, environment, paint, table
+from tests.support.fake_scorer import ROOT, attriqa, environment, paint, table
 
 FAKE = [sys.executable, str(ROOT / "tests" / "support" / "fake_scorer.py")]
 
 
-def run(command: list[str], *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*command, *map(str, arguments)],
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+def run(command: list[str], *arguments: str, cwd: Path, **settings: Any) -> subprocess.CompletedProcess[str]:
+    given: dict[str, Any] = {"env": environment(), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.run([*command, *arguments], cwd=cwd, timeout=200, check=False, **(given | settings))
 
 
 @contextmanager
 def started(folder: Path, *arguments: str, delay: float) -> Iterator[subprocess.Popen[str]]:
     """The command with the fake scorer, running; killed at the end if it still does."""
-    with subprocess.Popen(
-        [*FAKE, "score", "photos", *arguments],
-        cwd=folder,
-        env=environment(delay),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [*FAKE, "score", "photos", *arguments]
+    with subprocess.Popen(command, cwd=folder, env=environment(delay), **pipes) as process:
         try:
             yield process
         finally:
@@ -92,13 +80,8 @@ def test_a_stopped_run_keeps_its_rows_and_goes_on(tmp_path: Path) -> None:
     assert [row[0] for row in after[1:]] == [f"photos/{n:03d}.png" for n in range(60)]
     final = json.loads((tmp_path / "s.json").read_text())
     assert (final["complete"], final["n"]) == (True, 60)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "photos",
-        "s.csv",
-        "s.csv.meta.json",
-        "s.html",
-        "s.json",
-    ]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["photos", "s.csv", "s.csv.meta.json", "s.html", "s.json"]
 
 
 @pytest.mark.slow
@@ -132,15 +115,7 @@ def test_help_for_a_reader_that_left(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as gone:
-        result = subprocess.run(
-            [*FAKE, "--help"],
-            env=environment(),
-            stdout=gone,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=200,
-            check=False,
-        )
+        result = run(FAKE, "--help", cwd=tmp_path, stdout=gone)
     assert (result.returncode, result.stderr) == (0, "")
 
 
@@ -149,16 +124,7 @@ def test_help_for_a_reader_that_left(tmp_path: Path) -> None:
 def test_a_full_disk_under_stdout_is_one_line(tmp_path: Path) -> None:
     paint(tmp_path / "photos", 2)
     with Path("/dev/full").open("w") as full:
-        result = subprocess.run(
-            [*FAKE, "score", "photos"],
-            cwd=tmp_path,
-            env=environment(),
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=200,
-            check=False,
-        )
+        result = run(FAKE, "score", "photos", cwd=tmp_path, stdout=full)
     assert result.returncode == 1
     assert result.stderr == "attriqa: output: No space left on device\n"
 
@@ -167,13 +133,8 @@ def on_a_terminal(folder: Path, columns: int) -> str:
     """Everything that the command writes to a terminal of this width."""
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (30, columns))
-    with subprocess.Popen(
-        [*FAKE, "score", "photos"],
-        cwd=folder,
-        env={name: value for name, value in environment(0.2).items() if name not in {"COLUMNS", "LINES"}},
-        stdout=slave,
-        stderr=slave,
-    ) as process:
+    own = {name: value for name, value in environment(0.2).items() if name not in {"COLUMNS", "LINES"}}
+    with subprocess.Popen([*FAKE, "score", "photos"], cwd=folder, env=own, stdout=slave, stderr=slave) as process:
         os.close(slave)
         shown = b""
         try:
@@ -221,7 +182,7 @@ def test_the_real_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert made is not None
     before = (tmp_path / "s.csv").read_bytes()
     view = "full" if made[1] == "five_crop" else "five_crop"
-    assert cli.main(["score", "photos", "--csv", "s.csv", "--view", view]) == 2
+    assert attriqa("score", "photos", "--csv", "s.csv", "--view", view) == 2
     err = capsys.readouterr().err
     assert f"made by {identity}, these would be made by {identity.replace(made[1], view)};" in err
     assert (tmp_path / "s.csv").read_bytes() == before

@@ -8,17 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attriqa import cli
-from attriqa.cli import demo, options
+from attriqa.cli import demo
+from tests.pages.cases import decoded, texts
 from tests.support.browser import Browser
-from tests.support.fake_scorer import FakeScorer
-
-
-@pytest.fixture
-def scorer(monkeypatch: pytest.MonkeyPatch) -> FakeScorer:
-    fake = FakeScorer()
-    monkeypatch.setattr(options, "make_scorer", lambda args: fake)
-    return fake
+from tests.support.fake_scorer import FakeScorer, attriqa
 
 
 @pytest.fixture
@@ -35,7 +28,7 @@ def test_table_and_page(
     scorer: FakeScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["demo"]) == 0
+    assert attriqa("demo") == 0
     out, err = capsys.readouterr()
     assert err == ""
     lines = out.splitlines()
@@ -66,19 +59,12 @@ def test_table_and_page(
     assert [path.name for path in tmp_path.iterdir()] == ["attriqa-demo.html"]
 
 
-def test_page_has_a_section_per_photo(scorer: FakeScorer, browser: "Browser", tmp_path: Path) -> None:
-    assert cli.main(["demo", "--out", str(tmp_path / "page.html")]) == 0
+def test_page_has_a_section_per_photo(scorer: FakeScorer, browser: Browser, tmp_path: Path) -> None:
+    assert attriqa("demo", "--out", tmp_path / "page.html") == 0
     browser.open(tmp_path / "page.html")
-    assert browser.script("return [...document.querySelectorAll('.group')].map(g => g.textContent)") == [
-        "Mean of the 6 photos",
-        *(photo.capitalize() for photo in demo.PHOTOS),
-    ]
-    names = browser.script(
-        "return [...document.querySelectorAll('tbody')].map(b => b.querySelector('bdi').textContent)"
-    )
-    assert names == ["original"] * 7
-    sizes = browser.script("return [...document.images].map(i => [i.naturalWidth, i.naturalHeight])")
-    assert sizes == [[192, 128]] * 30
+    assert texts(browser, ".group") == ["Mean of the 6 photos", *(photo.capitalize() for photo in demo.PHOTOS)]
+    assert texts(browser, ".ref bdi") == ["original"] * 7
+    assert decoded(browser) == [[192, 128]] * 30
     values = browser.script(
         "const value = row => Number(row.querySelector('.v').style.getPropertyValue('--v'));"
         "return [...document.querySelectorAll('tbody')].map(b => [...b.querySelectorAll('.item')].map(value))"
@@ -117,7 +103,7 @@ def test_without_scikit_image(
     scorer: FakeScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "find_spec", lambda name: None)
-    assert cli.main(["demo", "--out", str(tmp_path / "page.html")]) == 1
+    assert attriqa("demo", "--out", tmp_path / "page.html") == 1
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert 'pip install "attriqa[eval]"' in err
@@ -129,14 +115,14 @@ def test_a_photo_that_cannot_be_scored_is_named(
 ) -> None:
     Image.new("RGB", (20, 20)).save(tmp_path / "small.png")
     monkeypatch.setattr(demo, "photo_paths", lambda: {"astronaut": tmp_path / "small.png"})
-    assert cli.main(["demo", "--out", str(tmp_path / "page.html")]) == 1
+    assert attriqa("demo", "--out", tmp_path / "page.html") == 1
     assert re.match(r"attriqa: astronaut, original: .*20", capsys.readouterr().err)
     assert not (tmp_path / "page.html").exists()
 
 
 @pytest.mark.slow
 def test_with_the_real_scorer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["demo", "--out", str(tmp_path / "page.html")]) == 0
+    assert attriqa("demo", "--out", tmp_path / "page.html") == 0
     found = re.search(r"The original scores higher in (\d+) of 24 pairs", capsys.readouterr().out)
     assert found is not None
     assert int(found[1]) >= 18

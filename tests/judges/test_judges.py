@@ -3,7 +3,6 @@
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -12,19 +11,14 @@ from attriqa import QualityReward
 from attriqa.judges import load_judge
 from attriqa.judges.niqe import NIQE
 from attriqa_envs.evaluation import make_judge, make_reward
+from tests.judges.natural_scenes import write_niqe
 
 PACKAGED = Path(attriqa.__file__).parent / "weights" / "judge.safetensors"
 
 
-def niqe_file(path: Path) -> Path:
-    taps = np.full(7, 1 / 7)
-    np.savez(path, mu_pris_param=np.zeros((1, 36)), cov_pris_param=np.eye(36), gaussian_window=np.outer(taps, taps))
-    return path
-
-
 def test_names_give_judges_that_prefer_more(tmp_path: Path) -> None:
     images = torch.rand(2, 3, 192, 96, generator=torch.Generator().manual_seed(0))
-    niqe = load_judge(f"niqe:{niqe_file(tmp_path / 'niqe.npz')}")
+    niqe = load_judge(f"niqe:{write_niqe(tmp_path / 'niqe.npz')}")
     assert isinstance(niqe, NIQE)
     assert (niqe(images) < 0).all()
     for name in ("judge", str(shutil.copy(PACKAGED, tmp_path / "net.safetensors"))):

@@ -10,43 +10,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 from scipy.special import gamma
-from torch import Tensor
 
 from attriqa.images import read
 from attriqa.judges.natural_scenes import fit_aggd
 from attriqa.judges.niqe import BLOCK, NIQE, UNTEXTURED, halve
-
-Floats = NDArray[np.float64]
-SHAPES = np.arange(200, 10001) / 1000
-MOMENTS = gamma(2 / SHAPES) ** 2 / (gamma(1 / SHAPES) * gamma(3 / SHAPES))
+from tests.judges.natural_scenes import Floats, photo, plain_aggd, write_niqe
 
 
 @pytest.fixture(scope="module")
 def parameters(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of pristine photos with random statistics."""
-    rng = np.random.default_rng(0)
-    root = rng.normal(size=(36, 36)) / 6
-    taps = np.exp(-0.5 * (np.arange(-3, 4) / (7 / 6)) ** 2)
-    window = np.outer(taps, taps) / taps.sum() ** 2
-    path = tmp_path_factory.mktemp("niqe") / "parameters.npz"
-    np.savez(path, mu_pris_param=rng.random((1, 36)), cov_pris_param=root @ root.T + np.eye(36), gaussian_window=window)
-    return path
-
-
-def photo(image: NDArray[np.uint8], height: int, width: int) -> Tensor:
-    """The upper left part of a photo, (1, 3, height, width)."""
-    return torch.tensor(image[:height, :width]).permute(2, 0, 1)[None] / 255
+    return write_niqe(tmp_path_factory.mktemp("niqe") / "parameters.npz")
 
 
 # Against a plain restatement.
-
-
-def plain_aggd(values: Floats) -> tuple[float, float, float]:
-    left, right = np.sqrt(np.mean(values[values < 0] ** 2)), np.sqrt(np.mean(values[values > 0] ** 2))
-    ratio = left / right
-    moment = np.mean(np.abs(values)) ** 2 / np.mean(values**2)
-    wanted = moment * (ratio**3 + 1) * (ratio + 1) / (ratio**2 + 1) ** 2
-    return float(SHAPES[np.argmin((MOMENTS - wanted) ** 2)]), float(left), float(right)
 
 
 def plain_block(block: Floats) -> list[float]:
@@ -143,38 +119,18 @@ def test_published_values(shared_data: Path) -> None:
 # As a judge.
 
 
-def test_a_batch_is_its_images_one_by_one(
+def test_chunks_change_nothing(
     photos: list[NDArray[np.uint8]], parameters: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    niqe = NIQE(parameters)
-    images = torch.cat([photo(image, 192, 192) for image in photos])
-    single = torch.cat([niqe(image[None]) for image in images])
-    torch.testing.assert_close(niqe(images), single, rtol=1e-12, atol=0)
-    monkeypatch.setattr("attriqa.judges.niqe._CHUNK_PIXELS", 192 * 192 * 2)
-    torch.testing.assert_close(niqe(images), single, rtol=1e-12, atol=0)
-    assert single.shape == (3,)
-    torch.testing.assert_close(niqe.distance(images), -single)
+    niqe, images = NIQE(parameters), torch.cat([photo(image, 192, 192) for image in photos])
+    at_once = niqe(images)
+    torch.testing.assert_close(niqe.distance(images), -at_once)
+    monkeypatch.setattr("attriqa.judges.natural_scenes.CHUNK_PIXELS", 192 * 192 * 2)
+    torch.testing.assert_close(niqe(images), at_once, rtol=1e-12, atol=0)
 
 
-def test_gradients_reach_the_pixels_and_lead_up(photos: list[NDArray[np.uint8]], parameters: Path) -> None:
-    niqe = NIQE(parameters)
-    image = photo(photos[1], 192, 192).requires_grad_()
-    score = niqe(image)
-    (slope,) = torch.autograd.grad(score.sum(), image)
-    assert slope.isfinite().all()
-    assert (slope != 0).float().mean() > 0.9
-    moved = (image.detach() + 2 / 255 * slope.sign()).clamp(0, 1)
-    assert niqe(moved) > score + 0.05 * score.abs()
-    assert not list(niqe.parameters())
-
-
-@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
-def test_images_without_texture_have_a_value_and_finite_gradients(value: float, parameters: Path) -> None:
-    flat = torch.full((1, 3, 192, 192), value, requires_grad=True)
-    score = NIQE(parameters)(flat)
-    assert score.tolist() == [-UNTEXTURED]
-    (slope,) = torch.autograd.grad(score.sum(), flat)
-    assert slope.isfinite().all()
+def test_images_without_texture_have_the_worst_value(parameters: Path) -> None:
+    assert NIQE(parameters)(torch.full((1, 3, 192, 192), 0.5)).tolist() == [-UNTEXTURED]
 
 
 def test_flat_blocks_are_left_out(photos: list[NDArray[np.uint8]], parameters: Path) -> None:
@@ -203,7 +159,7 @@ def test_the_gradient_of_a_shape_is_that_of_the_function(photos: list[NDArray[np
 # Bad input.
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 95, 400), (1, 3, 100, 100), (1, 1, 200, 200), (3, 200, 200)])
+@pytest.mark.parametrize("shape", [(1, 3, 95, 400), (1, 3, 100, 100)])
 def test_wrong_sizes_are_refused(shape: tuple[int, ...], parameters: Path) -> None:
     with pytest.raises(ValueError, match="images: "):
         NIQE(parameters)(torch.rand(shape, generator=torch.Generator().manual_seed(0)))

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -17,12 +16,9 @@ from PIL import Image
 from attriqa.evaluation import metrics
 from attriqa.evaluation.preferences.votes import COLUMNS, Vote, left_share, read_votes, tally_votes, win_rate
 from attriqa.pages.ab import ABPair, write_ab_page
+from tests.pages.cases import ab, ab_pairs, decoded
+from tests.support.browser import Browser
 
-if TYPE_CHECKING:
-    from tests.support.browser import Browser
-
-
-HOSTILE = "</script><script>window.hacked = 1</script>\"',\n{{title}} 東京"
 SHOWN = """
 const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
 return ["left", "right"].map(side => {
@@ -31,25 +27,7 @@ return ["left", "right"].map(side => {
   return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 2);
 });
 """
-LOADED = """
-return Promise.all([...document.images].map(image => image.decode())).then(() => true);
-"""
 LEFT, RIGHT, DOWN = "\ue012", "\ue014", "\ue015"  # W3C WebDriver, section 17.4.2
-
-
-def pairs(folder: Path, count: int = 6) -> list[ABPair]:
-    """Pairs whose pictures tell, by red, which pair they are of, and by green, whether they are the first of it."""
-    found = []
-    for n in range(count):
-        for side, green in (("a", 200), ("b", 50)):
-            Image.new("RGB", (48, 40), (40 * n, green, 0)).save(folder / f"{n}{side}.png")
-        found.append(ABPair(f"pair {n}", f"{n}a.png", folder / f"{n}b.png", HOSTILE if n == 3 else f"prompt {n}"))
-    return found
-
-
-def write(path: Path, seed: int = 0, count: int = 6, title: str = "A <b>title</b>") -> Path:
-    write_ab_page(path, pairs(path.parent, count), title, f"Which? {HOSTILE}", seed, folder=path.parent)
-    return path
 
 
 def listed(page: Path) -> list[list[str]]:
@@ -58,16 +36,16 @@ def listed(page: Path) -> list[list[str]]:
     return found
 
 
-def shown(browser: "Browser") -> tuple[int, str]:
+def shown(browser: Browser) -> tuple[int, str]:
     """The pair on screen and the side, a or b, that is left."""
-    browser.script(LOADED)
+    decoded(browser)
     (red, green), (other, _) = browser.script(SHOWN)
     assert abs(red - other) <= 4
     return round(red / 40), "a" if green > 125 else "b"
 
 
 @pytest.fixture
-def downloads(browser: "Browser", tmp_path: Path) -> Iterator[Path]:
+def downloads(browser: Browser, tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "downloads"
     folder.mkdir()
     browser.devtools("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
@@ -75,7 +53,7 @@ def downloads(browser: "Browser", tmp_path: Path) -> Iterator[Path]:
     browser.script("localStorage.clear()")
 
 
-def saved(browser: "Browser", folder: Path) -> Path:
+def saved(browser: Browser, folder: Path) -> Path:
     for path in folder.iterdir():
         path.unlink()
     browser.click("#save")
@@ -86,16 +64,15 @@ def saved(browser: "Browser", folder: Path) -> Path:
     return folder / "answers.csv"
 
 
-def test_answers_by_keyboard_come_back_as_given(browser: "Browser", downloads: Path, tmp_path: Path) -> None:
-    page = write(tmp_path / "page.html")
+def test_answers_by_keyboard_come_back_as_given(browser: Browser, downloads: Path, tmp_path: Path) -> None:
+    page = ab(tmp_path / "page.html")
     browser.open(page)
     browser.type("#rater", 'Ann "A", b12')
+    keys = [(LEFT, "left"), (RIGHT, "right"), (DOWN, "tie"), ("1", "left"), ("2", "right"), ("0", "tie")]
     expected = {}
     for turn in range(6):
         number, left = shown(browser)
-        key, chosen = [(LEFT, "left"), (RIGHT, "right"), (DOWN, "tie"), ("1", "left"), ("2", "right"), ("0", "tie")][
-            turn
-        ]
+        key, chosen = keys[turn]
         browser.type("body", key)
         preferred = chosen if chosen == "tie" else left if chosen == "left" else "ab".replace(left, "")
         expected[f"pair {number}"] = (left, preferred)
@@ -103,15 +80,14 @@ def test_answers_by_keyboard_come_back_as_given(browser: "Browser", downloads: P
     assert not browser.script("return document.getElementById('done').hidden")
     votes = read_votes(saved(browser, downloads))
     assert {vote.pair: (vote.left, vote.preferred) for vote in votes} == expected
-    by_name = {pair.name: pair for pair in pairs(tmp_path)}
+    by_name = {pair.name: pair for pair in ab_pairs(tmp_path)}
     for vote in votes:
         assert vote.rater == 'Ann "A", b12'
         assert (vote.image_a, vote.prompt) == (by_name[vote.pair].image_a, by_name[vote.pair].prompt)
-    assert browser.script("return window.hacked") is None
 
 
-def test_buttons_back_and_a_reload(browser: "Browser", downloads: Path, tmp_path: Path) -> None:
-    page = write(tmp_path / "page.html", seed=4)
+def test_buttons_back_and_a_reload(browser: Browser, downloads: Path, tmp_path: Path) -> None:
+    page = ab(tmp_path / "page.html", seed=4)
     browser.open(page)
     assert browser.script("return document.getElementById('save').disabled")
     first, left = shown(browser)
@@ -127,16 +103,16 @@ def test_buttons_back_and_a_reload(browser: "Browser", downloads: Path, tmp_path
     votes = read_votes(saved(browser, downloads))
     assert [vote.preferred == "tie" for vote in votes] == [True, False]
     assert votes[0].pair == f"pair {first}"
-    browser.open(write(tmp_path / "other.html", seed=5))
+    browser.open(ab(tmp_path / "other.html", seed=5))
     assert browser.script("return document.getElementById('count').textContent") == "1 of 6", "answers are of one page"
 
 
-def test_the_page_is_blind_and_fits(browser: "Browser", downloads: Path, tmp_path: Path) -> None:
+def test_the_page_is_blind_and_fits(browser: Browser, downloads: Path, tmp_path: Path) -> None:
     """Nothing on screen or in a tooltip tells names or prompts, the name field takes keys, and nothing is cut off."""
-    browser.open(write(tmp_path / "page.html"))
+    browser.open(ab(tmp_path / "page.html"))
     visible = browser.script("return document.body.innerText + [...document.querySelectorAll('*')].map(e => e.title)")
     for word in ("pair", "prompt", ".png"):
-        assert word not in visible.replace(HOSTILE, "")
+        assert word not in visible
     browser.type("#rater", "120" + LEFT)
     assert browser.script("return document.getElementById('count').textContent") == "1 of 6"
     for width, height in ((1280, 900), (390, 700)):
@@ -149,9 +125,9 @@ def test_the_page_is_blind_and_fits(browser: "Browser", downloads: Path, tmp_pat
 
 
 def test_sides_and_order_follow_the_seed(tmp_path: Path) -> None:
-    one = listed(write(tmp_path / "1.html", count=40))
-    assert listed(write(tmp_path / "2.html", count=40)) == one
-    other = listed(write(tmp_path / "3.html", seed=1, count=40))
+    one = listed(ab(tmp_path / "1.html", count=40))
+    assert listed(ab(tmp_path / "2.html", count=40)) == one
+    other = listed(ab(tmp_path / "3.html", seed=1, count=40))
     assert [record[0] for record in other] != [record[0] for record in one]
     assert {record[0]: record[4] for record in other} != {record[0]: record[4] for record in one}
     for records in (one, other):
@@ -176,7 +152,7 @@ def test_both_pictures_of_a_pair_are_reduced_alike_and_keep_no_metadata(tmp_path
 
 
 def test_bad_pages_are_refused_and_leave_nothing(tmp_path: Path) -> None:
-    good = pairs(tmp_path, 2)
+    good = ab_pairs(tmp_path, 2)
     for members, side, message in (
         ([], 64, "at least one, got none"),
         ([good[0], good[0]], 64, "each name once, got 'pair 0'"),

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from attriqa import QualityReward
 from attriqa.reward import Reward, as_reward, best_of_n, group_advantages
-from tests.support import small_net
 
 PROMPTS = ["a dog", "a cat", "a pear", "a hat"]
 
@@ -23,11 +22,6 @@ class Brightness(Reward):
 
     def forward(self, images: Tensor) -> Tensor:
         return images.mean((1, 2, 3))
-
-
-@pytest.fixture(scope="module")
-def reward(tmp_path_factory: pytest.TempPathFactory) -> QualityReward:
-    return QualityReward(small_net.save(tmp_path_factory.mktemp("net") / "small.safetensors"))
 
 
 @pytest.fixture(scope="module")

@@ -64,6 +64,14 @@ def paint(folder: Path, count: int) -> Path:
     return folder
 
 
+def attriqa(*words: object) -> int:
+    """The command, in this process: its exit status."""
+    try:
+        return cli.main([*map(str, words)])
+    except SystemExit as end:  # argparse
+        return int(str(end.code))
+
+
 def table(path: Path) -> list[list[str]]:
     """The records of a CSV file, header first."""
     with path.open(encoding="utf-8", newline="") as file:

@@ -22,14 +22,8 @@ def write_tokenizer(folder: Path) -> Path:
     (folder / "vocab.json").write_text(json.dumps(source.encoder), encoding="utf-8")
     merges = "\n".join(" ".join(pair) for pair in source.bpe_ranks)
     (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
-    config = {
-        "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": _LENGTH,
-        "bos_token": start,
-        "eos_token": end,
-        "unk_token": end,
-        "pad_token": end,
-    }
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": _LENGTH, "bos_token": start}
+    config |= dict.fromkeys(("eos_token", "unk_token", "pad_token"), end)
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
 
@@ -80,16 +74,9 @@ def build(folder: Path, *, seed: int = 0) -> Any:
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
         steps_offset=1,
     )  # fmt: skip
-    pipeline = _library.StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    parts = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet, "scheduler": scheduler}
+    absent = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    pipeline = _library.StableDiffusionPipeline(**parts, **absent)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -3,23 +3,15 @@
 The page's frame is ``templates/compare.html``. It needs no network and no server.
 """
 
-import base64
-import html
-import io
-import json
-import re
-from collections.abc import Callable, Iterable, Sequence
-from importlib import resources
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
 from attriqa import __version__
-from attriqa.files import atomic_path
+from attriqa.pages.html import as_picture, data_uri, write_page
 from attriqa_envs.isp import PARAMETERS
-
-_QUALITY = 95  # JPEG, without chroma subsampling
 
 
 class Version(NamedTuple):
@@ -68,19 +60,15 @@ def write_compare_page(
     Raises:
         ValueError: an item has no version, or two of one name.
     """
-    values = {"title": html.escape(title), "version": html.escape(__version__)}
-    values["notes"] = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
-    values["table"] = f"<pre>{html.escape(table)}</pre>" if table else ""
-    template = resources.files("attriqa_envs.evaluation").joinpath("templates/compare.html").read_text(encoding="utf-8")
-    # One pass over the template alone: a title that looks like a placeholder stays what it is.
-    head, tail = (re.sub(r"\{\{(\w+)\}\}", lambda hit: values[hit[1]], part) for part in template.split("{{items}}"))
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(head)
-        for place, item in enumerate(items):
-            file.write((",\n" if place else "") + _json(_item(item)))
+
+    def records() -> Iterator[dict[str, object]]:
+        for item in items:
+            yield _item(item)
             if advance is not None:
                 advance()
-        file.write(tail)
+
+    values = {"title": title, "version": __version__, "notes": notes, "table": table, "items": records()}
+    write_page(path, "compare.html", values, package="attriqa_envs.evaluation")
 
 
 def _item(item: Item) -> dict[str, object]:
@@ -91,7 +79,9 @@ def _item(item: Item) -> dict[str, object]:
     right = item.right if item.right in names else names[-1]
     return {
         "name": item.name,
-        "versions": [{"name": version.name, "source": _source(version.picture)} for version in item.versions],
+        "versions": [
+            {"name": version.name, "source": data_uri(as_picture(version.picture))} for version in item.versions
+        ],
         "left": 0,
         "right": names.index(right),
         "facts": [[name, *(version.facts.get(name, "") for version in item.versions)] for name in facts],
@@ -109,18 +99,3 @@ def _params(versions: Sequence[Version]) -> list[list[str]]:
         if any(float(text or 0) for text in texts):
             rows.append([parameter.key, parameter.unit, *texts])
     return rows
-
-
-def _source(picture: Tensor) -> str:
-    """A picture as a data URI."""
-    from PIL import Image
-
-    levels = (picture.detach().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy(force=True)
-    jpeg = io.BytesIO()
-    Image.fromarray(levels).save(jpeg, "JPEG", quality=_QUALITY, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode("ascii")
-
-
-def _json(value: object) -> str:
-    """JSON that no text in it can break out of a ``<script>``."""
-    return json.dumps(value).replace("<", "\\u003c")

@@ -3,32 +3,11 @@
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
-from torch import Tensor
 
 from attriqa_envs.evaluation.page import Item, Version, write_compare_page
+from tests.pages.cases import HOSTILE, cells, decoded, flat, isp, texts
 from tests.support.browser import Browser
-from tests.support.isp_pictures import params
-
-HOSTILE = "</script><script>window.hacked = 1</script> {{title}} & 東京"
-
-
-def flat(color: tuple[float, float, float]) -> Tensor:
-    return torch.tensor(color)[:, None, None].expand(3, 40, 60)
-
-
-def page_of(path: Path) -> Path:
-    tuned = params(1, exposure=0.75, hue=-4)[0]
-    versions = [
-        Version("default", flat((1, 0, 0)), {"score": "0.4", HOSTILE: "1"}, params(1)[0]),
-        Version("policy", flat((0, 1, 0)), {"score": "0.6"}, tuned),
-        Version("expert", flat((0, 0, 1)), {"score": "0.5"}),
-    ]
-    items = [Item(HOSTILE, versions, right="policy"), Item("b.dng", versions[:2])]
-    write_compare_page(path, iter(items), title=HOSTILE, notes=["A note <b>"], table="method  n\nadam <4>")
-    return path
-
 
 COLOURS = """
 const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
@@ -39,7 +18,7 @@ return [...document.querySelectorAll("article:first-of-type .view img")].map(ima
 """
 
 
-def middle_of(browser: "Browser", path: Path, share: float) -> tuple[int, ...]:
+def middle_of(browser: Browser, path: Path, share: float) -> tuple[int, ...]:
     """The colour on screen at a share of the first picture's width."""
     box = browser.script(
         "const b = document.querySelector('.view').getBoundingClientRect(); return [b.x, b.y, b.width]"
@@ -51,34 +30,32 @@ def middle_of(browser: "Browser", path: Path, share: float) -> tuple[int, ...]:
     return tuple(round(value / 255) for value in pixel)
 
 
-def test_the_page_compares_under_a_slider(browser: "Browser", tmp_path: Path) -> None:
-    browser.open(page_of(tmp_path / "page.html"))
-    browser.script("return Promise.all([...document.images].map(image => image.decode())).then(() => true)")
-    assert browser.script("return window.hacked") is None
-    assert browser.script("return document.querySelector('h1').textContent") == HOSTILE
-    assert browser.script("return document.querySelector('h2').textContent") == HOSTILE
-    assert browser.script("return document.querySelector('pre').textContent") == "method  n\nadam <4>"
+def test_the_page_compares_under_a_slider(browser: Browser, tmp_path: Path) -> None:
+    browser.open(isp(tmp_path / "page.html"))
+    decoded(browser)
+    assert texts(browser, "h2") == [HOSTILE, "b.dng"]
+    assert texts(browser, "pre") == ["method  n\nadam <4>"]
     assert browser.script(COLOURS) == ["100", "010"]  # the default left, the policy right
     shot = tmp_path / "shot.png"
     assert (middle_of(browser, shot, 0.25), middle_of(browser, shot, 0.75)) == ((1, 0, 0), (0, 1, 0))
     browser.type(".view input", "\ue013" * 70)  # arrow up: the line moves right by half a hundredth each
     assert (middle_of(browser, shot, 0.25), middle_of(browser, shot, 0.75)) == ((1, 0, 0), (1, 0, 0))
     browser.click("article:first-of-type fieldset:last-of-type label:last-of-type input")
-    browser.script("return Promise.all([...document.images].map(image => image.decode())).then(() => true)")
+    decoded(browser)
     assert browser.script(COLOURS) == ["100", "001"]
-    assert browser.script("return document.querySelector('.on-right').textContent") == "expert"
-    tables = browser.script(
-        "return [...document.querySelectorAll('article:first-of-type table')].map(t => [...t.rows].map("
-        "r => [...r.cells].map(c => c.textContent.trim())))"
-    )
-    assert tables[0] == [["", "default", "policy", "expert"], ["score", "0.4", "0.6", "0.5"], [HOSTILE, "1", "", ""]]
-    assert tables[1][1:] == [["exposure EV", "+0.00", "+0.75", ""], ["hue degree", "+0.00", "-4.00", ""]]
+    assert texts(browser, ".on-right")[0] == "expert"
+    heads, first = ["", "default", "policy", "expert"], "article:first-of-type "
+    assert cells(browser, f"{first}table:first-of-type tr") == [
+        heads, ["score", "0.4", "0.6", "0.5"], [HOSTILE, "1", "", ""],
+    ]  # fmt: skip
+    assert cells(browser, f"{first}table + table tr") == [
+        heads, ["exposure EV", "+0.00", "+0.75", ""], ["hue degree", "+0.00", "-4.00", ""],
+    ]  # fmt: skip
 
 
-def test_the_page_fits_a_phone(browser: "Browser", tmp_path: Path) -> None:
+def test_pictures_fill_a_phone(browser: Browser, tmp_path: Path) -> None:
     browser.resize(390, 800)
-    browser.open(page_of(tmp_path / "page.html"))
-    assert browser.script("return document.documentElement.scrollWidth") <= 390
+    browser.open(isp(tmp_path / "page.html"))
     assert browser.script("return document.querySelector('.view').clientWidth") > 300
 
 

@@ -140,7 +140,7 @@ def improve(recipe: Any, folder: Path, out: Path, **settings: Any) -> dict[str, 
     policy = recipe.make_policy(config, Accelerator())
     history = recipe.Learner(config, Accelerator(), policy, Brightness()).finetune()
     assert len(history) == config.epochs
-    recipe.summarise(config, policy, {"reward": Brightness()}, history)
+    recipe.compare(config, policy, {"reward": Brightness()}, history)
     return metrics(out)
 
 
