@@ -151,7 +151,7 @@ def run_fold(config: Config, plan: Plan, fold: Fold, accelerator: Any) -> None:
     if fold.test:
         tests = {"test": (plan.test_paths(fold), [plan.dataset.rows[row].mos for row in fold.test]), **tests}
     for name, (paths, mos) in tests.items():
-        scores = judge(lambda image: net.tell(image)[:, :1], paths, accelerator, workers=config.workers, title=name)
+        scores = judge(lambda image: net.predict(image)[:, :1], paths, accelerator, workers=config.workers, title=name)
         try:
             result["tests"][name] = metrics.report(scores[:, 0].tolist(), mos, seed=0, resamples=1000)
         except ValueError as error:  # of scores that are all the same
@@ -175,7 +175,7 @@ class Score(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B,)."""
-        return self.net.tell(images)[:, 0]
+        return self.net.predict(images)[:, 0]
 
 
 class Training:

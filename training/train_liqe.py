@@ -35,7 +35,7 @@ from attriqa.data.protocol import make_plan, refuse_learnt
 from attriqa.files import as_dict, write_json
 from attriqa.images import ImageError
 from attriqa.models.clip.towers import clip_of
-from attriqa.models.liqe import LIQE, LIQEConfig, Told
+from attriqa.models.liqe import LIQE, LIQEConfig, Prediction
 from attriqa.training.liqe import TASKS, GridCrops, Sets, columns, losses, report, sets_of, started
 from attriqa.training.loop import Loop, Pace, gather_rows, judge, loader
 from attriqa.training.losses import dynamic_weights
@@ -175,7 +175,7 @@ def run_fold(config: Config, sets: Sets, number: int, folder: Path, accelerator:
     result: dict[str, Any] = {"fold": folder.name, "n_train": sum(map(len, sets.train(number)))}
     result |= {"steps": training.loop.pace.steps, "history": training.loop.history, "tests": {}}
     for name, (paths, mos, rows) in tests_of(sets, number).items():
-        found = judge(lambda image: columns(net.tell(image)), paths, accelerator, workers=config.workers, title=name)
+        found = judge(lambda image: columns(net.predict(image)), paths, accelerator, workers=config.workers, title=name)
         known = sets.targets.rows(rows) if rows else None
         try:
             result["tests"][name] = report(found, net.config, mos, known)
@@ -212,7 +212,7 @@ class Read(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, crops: Tensor) -> Told:
+    def forward(self, crops: Tensor) -> Prediction:
         """(B, K, 3, h, w) in [0, 1] -> what B images show."""
         return self.net.read(crops)
 
@@ -265,7 +265,7 @@ class Training:
         self.model.train()
         told = self.model(batch.pixels(device).unflatten(0, (-1, config.train_crops)))
         # Pairs are made of the images of all processes: each computes one and the same loss, see `gather_rows`.
-        told = Told(*(gather_rows(field) if field.numel() else field for field in told))
+        told = Prediction(*(gather_rows(field) if field.numel() else field for field in told))
         numbers = gather_rows(batch.number.to(device))
         targets = self.sets.targets.rows(numbers.cpu()).to(device)
         each = losses(told, targets, self.sets.set_of(numbers), len(self.sets.plans))

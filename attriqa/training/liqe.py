@@ -24,7 +24,7 @@ from attriqa.evaluation import metrics
 from attriqa.images import ImageError, read
 from attriqa.models import checkpoint, exiqa, liqe
 from attriqa.models.exiqa import ExIQA
-from attriqa.models.liqe import LIQE, LIQEConfig, Told, fit, grid
+from attriqa.models.liqe import LIQE, LIQEConfig, Prediction, fit, grid
 from attriqa.models.mp_iqe import MPIQEConfig
 from attriqa.training.losses import distortion_fidelity, quality_fidelity, scene_fidelity
 from attriqa.training.mp_iqe import Targets, targets_of
@@ -142,7 +142,7 @@ class GridCrops(Dataset[Patches]):
         return image
 
 
-def losses(told: Told, targets: Targets, sets: Tensor, count: int) -> Tensor:
+def losses(told: Prediction, targets: Targets, sets: Tensor, count: int) -> Tensor:
     """The three losses of a batch, as `TASKS`: (3,).
 
     Args:
@@ -161,7 +161,7 @@ def losses(told: Told, targets: Targets, sets: Tensor, count: int) -> Tensor:
     return torch.stack([quality, scene, distortion])
 
 
-def columns(told: Told) -> Tensor:
+def columns(told: Prediction) -> Tensor:
     """Quality in [0, 1], scenes and distortions side by side, (B, 1 + S + D)."""
     return torch.cat([((told.quality - 1) / 4)[:, None], told.scenes, told.distortions], 1)
 

@@ -19,7 +19,7 @@ from attriqa.evaluation import metrics
 from attriqa.evaluation.bootstrap import median_of_folds
 from attriqa.models import checkpoint, exiqa, mp_iqe
 from attriqa.models.exiqa import ExIQA
-from attriqa.models.mp_iqe import KADID_NAMES, MPIQE, MPIQEConfig, Reading, together
+from attriqa.models.mp_iqe import KADID_NAMES, MPIQE, MPIQEConfig, Reading, mean_over_crops
 
 _AGREEMENT = 0.9  # SROCC between an annotation file's scores and the data set's own, of rows enough to tell
 _ENOUGH = 10
@@ -202,7 +202,7 @@ def tell_all(net: MPIQE, batches: Iterable[Patches], device: torch.device) -> Pr
     widths = ((), (len(net.config.scenes),), (len(net.config.distortions),))
     parts = [Predicted(torch.empty(0, dtype=torch.int64), *(torch.empty(0, *width) for width in widths))]
     for batch in batches:
-        told = together(net.read(batch.pixels(device)), net.config.crops)
+        told = mean_over_crops(net.read(batch.pixels(device)), net.config.crops)
         parts.append(Predicted(batch.number, *(field.float().cpu() for field in told)))
     return Predicted.together(parts)
 

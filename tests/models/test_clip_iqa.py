@@ -59,7 +59,7 @@ def train(model: ClipIQAPlus, steps: int = 6) -> list[float]:
     model.train()
     history = []
     for _ in range(steps):
-        loss = F.mse_loss(model.tell(pictures())[:, 0], torch.tensor([0.1, 0.2, 0.15]))
+        loss = F.mse_loss(model.predict(pictures())[:, 0], torch.tensor([0.1, 0.2, 0.15]))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -42,7 +42,7 @@ def train(model: LIQE, steps: int = 8) -> list[float]:
     model.train()
     history = []
     for _ in range(steps):
-        loss = quality_fidelity(model.tell(pictures(5)).quality, torch.tensor([1.0, 5.0, 2.0, 4.0, 3.0]))
+        loss = quality_fidelity(model.predict(pictures(5)).quality, torch.tensor([1.0, 5.0, 2.0, 4.0, 3.0]))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -94,7 +94,7 @@ def test_what_it_tells_are_sums_of_one_softmax_over_all_texts() -> None:
 def test_a_task_that_is_left_out_is_told_nothing_of(without: tuple[str, ...]) -> None:
     nothing: dict[str, Any] = dict.fromkeys(without, ())
     model = model_of(**nothing)
-    told = model.tell(pictures())
+    told = model.predict(pictures())
     for name, count in (("scenes", 2), ("distortions", 3)):
         assert getattr(told, name).shape == (3, 0 if name in without else count)
     torch.testing.assert_close(told.qualities.sum(1), torch.ones(3))
@@ -104,7 +104,7 @@ def test_a_task_that_is_left_out_is_told_nothing_of(without: tuple[str, ...]) ->
 def test_an_assessment_is_the_quality_moved_to_0_to_1() -> None:
     model = model_of()
     found = model(pictures())
-    torch.testing.assert_close(found.score, (model.tell(pictures()).quality - 1) / 4)
+    torch.testing.assert_close(found.score, (model.predict(pictures()).quality - 1) / 4)
     assert (found.attributes, found.distortions, model.names) == (None, None, ("score",))
     assert model.has_score
 

@@ -214,7 +214,7 @@ def test_a_branch_that_is_left_out_asks_nothing() -> None:
     for model in (no_scenes, no_kinds, neither):
         losses = train(model, 12, lr=2e-3)
         assert losses[-1] < losses[0]
-        told = model.eval().tell(pictures())
+        told = model.eval().predict(pictures())
         assert told.scenes.shape[1] + told.distortions.shape[1] == sum(
             map(len, (model.config.scenes, model.config.distortions))
         )
@@ -232,7 +232,7 @@ def test_the_contexts_are_sets_of_their_own_and_as_long_as_asked() -> None:
 
 def test_an_assessment_has_what_the_model_knows() -> None:
     model = teach_score(model_of()).eval()
-    found, told = model(pictures()), model.tell(pictures())
+    found, told = model(pictures()), model.predict(pictures())
     assert isinstance(found, Assessment)
     assert (found.attributes, found.distortions, found.attribute_probs) == (None, None, None)
     assert (model.names, model.distortions) == (("score",), ())
@@ -244,7 +244,7 @@ def test_an_assessment_has_what_the_model_knows() -> None:
     strengths = known(pictures()).distortions
     assert strengths is not None
     assert strengths.shape == (3, 25)
-    torch.testing.assert_close(strengths, known.tell(pictures()).distortions)
+    torch.testing.assert_close(strengths, known.predict(pictures()).distortions)
 
 
 @pytest.mark.parametrize("size", [(60, 80), (48, 48), (40, 33), (33, 300), (200, 50)])
@@ -304,7 +304,7 @@ def test_the_score_stays_within_0_and_1_and_keeps_its_gradient() -> None:
 def test_gradients_reach_the_pixels_of_every_crop_and_no_tower() -> None:
     model = teach_score(model_of()).eval()
     images = pictures().requires_grad_()
-    told = model.tell(images)
+    told = model.predict(images)
     (told.score.sum() + told.scenes[:, 0].sum() + told.distortions[:, 0].sum()).backward()
     assert images.grad is not None
     assert images.grad.isfinite().all()
@@ -323,9 +323,9 @@ def test_there_is_no_score_before_the_head_is_trained() -> None:
 def test_autocast_leaves_cosines_and_score_in_float32() -> None:
     model = teach_score(model_of()).eval()
     with torch.no_grad():
-        plain = model.tell(pictures())
+        plain = model.predict(pictures())
         with torch.autocast("cpu", torch.bfloat16):
-            mixed = model.tell(pictures())
+            mixed = model.predict(pictures())
     for exact, rough in zip(plain, mixed, strict=True):
         assert rough.dtype == torch.float32
         torch.testing.assert_close(rough, exact, rtol=0, atol=0.05)
@@ -421,7 +421,7 @@ def test_the_same_seed_gives_the_same_model_and_no_global_draw_is_made() -> None
 
 def same(one: MPIQE, two: MPIQE, tolerance: float = 1e-6) -> None:
     with torch.no_grad():
-        for a, b in zip(one.eval().tell(pictures()), two.eval().tell(pictures()), strict=True):
+        for a, b in zip(one.eval().predict(pictures()), two.eval().predict(pictures()), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
 
 

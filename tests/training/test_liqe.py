@@ -14,7 +14,7 @@ from attriqa.data.protocol import make_plan
 from attriqa.distortions.classes import DISTORTIONS, SCENES
 from attriqa.images import ImageError, read
 from attriqa.models import checkpoint
-from attriqa.models.liqe import LIQEConfig, Told, grid
+from attriqa.models.liqe import LIQEConfig, Prediction, grid
 from attriqa.training import liqe as liqe_training
 from attriqa.training.liqe import GridCrops, columns, losses, report, sets_of, started
 from attriqa.training.losses import distortion_fidelity, quality_fidelity, scene_fidelity
@@ -37,9 +37,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def told(count: int, seed: int = 0) -> Told:
+def told(count: int, seed: int = 0) -> Prediction:
     generator = torch.Generator().manual_seed(seed)
-    return Told(*(torch.rand(count, width, generator=generator).softmax(1) for width in (5, 9, 11)))
+    return Prediction(*(torch.rand(count, width, generator=generator).softmax(1) for width in (5, 9, 11)))
 
 
 def test_sets_are_numbered_through_and_keep_what_is_known(tree: Path) -> None:
