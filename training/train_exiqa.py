@@ -191,7 +191,7 @@ def look(net: ExIQA, test: HeldOut, run: FoldRun) -> Identification:
     """What the net says of the images of a test."""
 
     def predict(batch: Example) -> Identification:
-        return Identification(*net.identify(batch.pixels(run.device)), cast(Tensor, batch.strengths))
+        return Identification(*net.identify(batch.pixels(run.device)), batch.strengths)
 
     return Identification(*run.predict(net, predict, test.images, test.name, test.numbers, batch=32))
 
@@ -214,8 +214,7 @@ def identify(
     last: list[Identification] = []
 
     def losses(model: nn.Module, step: int, batch: Example) -> Tensor:
-        strengths = cast(Tensor, batch.strengths).to(run.device)
-        return strength_loss(model(batch.pixels(run.device)), strengths)[None]
+        return strength_loss(model(batch.pixels(run.device)), batch.strengths.to(run.device))[None]
 
     def rates(step: int) -> list[float]:
         share = cosine(step / steps, config.warmup)

@@ -33,7 +33,7 @@ class Example(NamedTuple):
     number: Any  # the image's, or (N,) of them
     unreadable: tuple[ImageError, ...] = ()
     replaced: tuple[ImageError, ...] = ()  # likewise, but others stand in their place
-    strengths: Tensor | None = None  # (D,) or (N, D) float32 in [0, 1], of distortions, where they are known
+    strengths: Any = None  # (D,) or (N, D) float32 in [0, 1], of distortions, where they are known
 
     def pixels(self, device: torch.device) -> Tensor:
         """``image`` on a device, float32 in [0, 1].

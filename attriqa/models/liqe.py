@@ -63,7 +63,8 @@ class Prediction(NamedTuple):
     @property
     def quality(self) -> Tensor:
         """The mean of bad = 1 to perfect = 5, (B,)."""
-        return self.qualities @ torch.arange(1.0, 6.0, device=self.qualities.device)
+        with torch.autocast(self.qualities.device.type, enabled=False):  # a score needs more digits than bf16 has
+            return self.qualities @ torch.arange(1.0, 6.0, device=self.qualities.device)
 
 
 class LIQE(CLIPModel):

@@ -109,6 +109,14 @@ class Recipe:
         return self.folder / "whole", out
 
 
+def refusal(recipe: Any, out: Path, capsys: pytest.CaptureFixture[str], flags: Sequence[str]) -> str:
+    """What any recipe prints of flags that no run can have, before it makes a folder."""
+    with pytest.raises(SystemExit):
+        recipe.main([*flags, "--out", str(out)])
+    assert not out.exists()
+    return capsys.readouterr().err
+
+
 def result(out: Path) -> Any:
     return json.loads((out / "metrics.json").read_text())
 

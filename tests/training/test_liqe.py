@@ -1,6 +1,7 @@
 """The parts of LIQE's training: data sets side by side, crops of the grid, joint batches, losses and rates."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,8 +22,7 @@ from attriqa.training.liqe import fields, grid_crops, losses, sets_of, started
 from attriqa.training.losses import distortion_fidelity, quality_fidelity, scene_fidelity
 from attriqa.training.mp_iqe import Targets
 from attriqa.training.schedules import rate
-from tests.models.test_exiqa import whole
-from tests.models.test_liqe import model_of
+from tests.support import clip_models
 from tests.support.small_clip import pictures
 from tests.support.trees import clive as clive_tree
 from tests.support.trees import exiqa as exiqa_tree
@@ -97,7 +97,7 @@ def test_crops_are_of_the_grid_and_reach_all_of_it(tree: Path) -> None:
 def test_images_that_there_is_room_for_are_read_once(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths, taken = [tree / "clive" / "Images" / f"{i}.jpg" for i in range(3)], list[Path]()
 
-    def noted(path: Path, **settings: int | None) -> Tensor:
+    def noted(path: Path, **settings: Any) -> Tensor:
         taken.append(path)
         return read(path, **settings)
 
@@ -191,7 +191,7 @@ def test_a_report_counts_what_is_known() -> None:
 
 
 def test_it_starts_on_the_clip_of_another_model(tmp_path: Path) -> None:
-    exiqa, liqe = whole(logit_scale=7.0), model_of(logit_scale=20.0)
+    exiqa, liqe = clip_models.tuned_exiqa(logit_scale=7.0), clip_models.liqe(logit_scale=20.0)
     exiqa.save(tmp_path / "exiqa.safetensors", {})
     liqe.save(tmp_path / "liqe.safetensors", {})
     few = LIQEConfig(scenes=("animal",), distortions=())

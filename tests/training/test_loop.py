@@ -41,8 +41,8 @@ class Run:
     def __init__(self, accelerator: Accelerator, folder: Path, *, seed: int = 0, pace: Pace = PACE) -> None:
         self.learnt = nn.ParameterList([nn.Parameter(torch.zeros(3))])
         self.optimizer = torch.optim.Adam(self.learnt, lr=0.1)
-        learnt, settings = {"learnt": self.learnt}, {"pace": pace, "identity": {"seed": seed}}
-        self.loop = Loop(accelerator, folder, learnt, self.optimizer, losses=("total", "other"), **settings)
+        settings: dict[str, Any] = {"losses": ("total", "other"), "pace": pace, "identity": {"seed": seed}}
+        self.loop = Loop(accelerator, folder, {"learnt": self.learnt}, self.optimizer, **settings)
         self.taken: list[tuple[int, str]] = []
         self.tested: list[int] = []
 

@@ -17,6 +17,7 @@ from attriqa import load
 from attriqa.models import checkpoint
 from attriqa.models.clip.towers import clip_of
 from attriqa.training import folds
+from attriqa.training.loop import loader
 from tests.support import small_clip
 from tests.support.clip_recipes import VIT, Recipe, differing, model_of, result, watched_steps, weights
 from tests.support.trees import clive as clive_tree
@@ -122,7 +123,6 @@ def test_a_loss_that_is_no_number_stops_with_the_images_of_its_batch(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn_from: list[Any] = []
-    loader = folds.loader
 
     def spying(images: Any, *arguments: Any, **settings: Any) -> Any:
         drawn_from.append(images)
@@ -229,7 +229,7 @@ def test_a_run_killed_by_the_system_ends_with_the_very_same_weights(recipe: Reci
 @each(*CASES)
 def test_two_processes_take_the_steps_of_one(recipe: Recipe, clip_tree: Path) -> None:
     """Pairs are made of all images of a batch, wherever they are."""
-    case, plain = CASES[recipe.name], ()
+    case, plain = CASES[recipe.name], tuple[object, ...]()
     if recipe.name == "train_exiqa":  # dropout's draws differ between processes
         plain = ("--clip-config", clip_tree / "vit.json")
     outs = [recipe.on_processes(processes, *case.two, *plain) for processes in (1, 2)]
