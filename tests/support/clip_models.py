@@ -1,7 +1,7 @@
 """The models on a CLIP, small and with random weights: how tests build them, give them an opinion and train them."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from attriqa.training.losses import quality_fidelity, strength_loss
 from tests.support import small_clip
 from tests.support.small_clip import pictures
 
+ModelT = TypeVar("ModelT", bound=CLIPModel)
 CONFIG = small_clip.vit(32)
 RESNET = small_clip.RESNET | {"text_cfg": CONFIG["text_cfg"]}
 TABLE = DISTORTION_ATTRIBUTES[:4]
@@ -67,7 +68,7 @@ def last_layer(model: CLIPModel) -> nn.Linear:
     return cast(nn.Linear, (model.regressor if isinstance(model, ExIQA) else cast(MPIQE, model).head)[-1])
 
 
-def teach_score(model: CLIPModel) -> Any:
+def teach_score(model: ModelT) -> ModelT:
     """A model that has an opinion, within (0, 1)."""
     with torch.no_grad():
         weight = last_layer(model).weight

@@ -20,7 +20,7 @@ from attriqa.data.batches import central
 from attriqa.data.crops import Example, WholeImages
 from attriqa.images import ImageError
 from attriqa.training.loop import Loop, Pace, loader, predict_all
-from attriqa.training.state import StateError
+from attriqa.training.state import StateError, save_state
 
 PACE = Pace(steps=10, per_epoch=4, log_every=3, save_every=2, batch=6)
 
@@ -177,6 +177,15 @@ def test_the_state_of_another_run_is_refused(accelerator: Accelerator, tmp_path:
     Run(accelerator, tmp_path).go()
     with pytest.raises(StateError, match="seed: 0 there, 1 now"):
         Run(accelerator, tmp_path, seed=1)
+
+
+def test_a_state_as_pretraining_once_wrote_it_goes_on(accelerator: Accelerator, tmp_path: Path) -> None:
+    learnt = nn.ParameterList([nn.Parameter(torch.zeros(3))])
+    optimizer = torch.optim.SGD(learnt, lr=0.1)
+    counters = {"step": 2, "loss_sum": 3.0, "loss_steps": 2, "history": [], "unreadable": {"a": "b"}, "config": {}}
+    save_state(tmp_path / "state.safetensors", {"net": learnt}, optimizer, counters)
+    loop = Loop(accelerator, tmp_path, {"net": learnt}, optimizer, losses=("loss",), pace=PACE, identity={})
+    assert (loop.first, loop.counters["sums"], loop.counters["unreadable"]) == (2, [3.0], {"a": "b"})
 
 
 def write(path: Path, value: int, width: int) -> Path:
