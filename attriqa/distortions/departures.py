@@ -59,17 +59,15 @@ def cast_of(angle: float) -> Tensor:
 def develop(images: Tensor, settings: Tensor) -> Tensor:
     """Render each image with settings of its own; differentiable in both.
 
-    ============  ==========================================================================================
-    setting       what it changes, in this order; 0 leaves the image as it is
-    ============  ==========================================================================================
-    light         linear light: ``2.5 s`` stops
-    red, green    linear light: gains of the three channels, the exponentials of 0.6 times ``s_red cos(k) +
-                  s_green sin(k)``, k = 0, 2/3 pi, 4/3 pi; the mean luma is kept
-    color         distance from gray scaled by ``1 + s`` below 0, by ``1 + 2 s`` above
-    contrast      scaling about the mean luma by ``1 + 0.8 s`` below 0, by ``1 + 1.5 s`` above
-    detail        below 0: blended with a Gaussian blur of 1.5 px by ``-s``; above: unsharp mask of that
-                  blur, ``3 s`` strong
-    ============  ==========================================================================================
+    What each setting s changes, in this order; 0 leaves the image as it is:
+
+    - light: linear light, by ``2.5 s`` stops.
+    - red, green: linear light, gains of the three channels, the exponentials of 0.6 times ``s_red cos(k) +
+      s_green sin(k)``, k = 0, 2/3 pi, 4/3 pi; the mean luma is kept.
+    - color: distance from gray, scaled by ``1 + s`` below 0, by ``1 + 2 s`` above.
+    - contrast: scaling about the mean luma by ``1 + 0.8 s`` below 0, by ``1 + 1.5 s`` above.
+    - detail: below 0, blended with a Gaussian blur of 1.5 px by ``-s``; above, unsharp mask of that blur, ``3 s``
+      strong.
 
     Args:
         images: ``(B, 3, H, W)`` sRGB in [0, 1].

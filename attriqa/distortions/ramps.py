@@ -47,15 +47,13 @@ def luma(images: Tensor) -> Tensor:
 def apply_ramp(images: Tensor, attribute: str, level: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Render each image at a level of one attribute; a higher level has more of it.
 
-    ============  ===========================================================  ==================
-    attribute     what changes with level 0 .. 1                               unchanged photo at
-    ============  ===========================================================  ==================
-    sharpness     Gaussian blur, sigma ``4 (1 - level)^1.5`` pixels            1
-    contrast      scaling about the mean luma by 0.2 .. 1.8                    0.5
-    brightness    parabolic tone curve through (0.5, c), c = 0.275 .. 0.725    0.5
-    colorfulness  distance from gray scaled by 0 .. 2                          0.5
-    noisiness     white noise of variance ``0.05 (1 - level)^2``               1
-    ============  ===========================================================  ==================
+    | attribute    | what changes with level 0 .. 1                            | unchanged photo at |
+    |--------------|-----------------------------------------------------------|--------------------|
+    | sharpness    | Gaussian blur, sigma ``4 (1 - level)^1.5`` pixels         | 1                  |
+    | contrast     | scaling about the mean luma by 0.2 .. 1.8                 | 0.5                |
+    | brightness   | parabolic tone curve through (0.5, c), c = 0.275 .. 0.725 | 0.5                |
+    | colorfulness | distance from gray scaled by 0 .. 2                       | 0.5                |
+    | noisiness    | white noise of variance ``0.05 (1 - level)^2``            | 1                  |
 
     Args:
         images: ``(B, 3, H, W)`` in [0, 1].

@@ -58,8 +58,7 @@ def load(model: str | Path = "default") -> QualityModel:
 
     Raises:
         attriqa.models.checkpoint.CheckpointError: the file is not one, is of another kind, is damaged, or does not fit
-        its own
-            configuration; or it was made on a CLIP that cannot be had.
+            its own configuration; or it was made on a CLIP that cannot be had.
         FileNotFoundError: there is no such file.
         ValueError: open_clip has no such model, or no such weights.
     """

@@ -103,8 +103,7 @@ def fill(model: nn.Module, saved: checkpoint.Checkpoint, towers: CLIPTowers, pat
 
     Raises:
         attriqa.models.checkpoint.CheckpointError: the CLIP has other weights than the one that the checkpoint was made
-        on
-            (both are named), or the tensors do not fit.
+            on (both are named), or the tensors do not fit.
     """
     about, left_out = saved.config["clip"], {}
     if about["weights"] is not None:

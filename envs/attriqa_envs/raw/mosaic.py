@@ -2,18 +2,18 @@
 
     {"width": 768, "height": 512, "pattern": "RGGB", "black": 600, "white": 15520, "gains": [1.949, 1, 1.344]}
 
-============  ======================================================================================================
-width height  px; the file holds exactly so many values
-pattern       colours of the top left 2 x 2 sites, row by row: RGGB, BGGR, GRBG or GBRG
-black         sensor value of no light: one number, or four in the order of ``pattern``
-white         sensor value at which it clips
-gains         as-shot white balance: of red, green, blue; or of red, green, green, blue
-matrix        3 x 3, white balanced camera RGB -> linear sRGB, rows that sum to 1; the identity unless given
-byte_order    "little" (unless given) or "big"
-offset        bytes to skip at the start of the file; 0 unless given
-orientation   EXIF's 1 to 8; 1 unless given
-camera        make and model; unknown unless given, as are ``iso`` and ``exposure_s`` (seconds)
-============  ======================================================================================================
+| key               | meaning                                                                                     |
+|-------------------|---------------------------------------------------------------------------------------------|
+| `width`, `height` | px; the file holds exactly so many values                                                   |
+| `pattern`         | colours of the top left 2 x 2 sites, row by row: RGGB, BGGR, GRBG or GBRG                   |
+| `black`           | sensor value of no light: one number, or four in the order of `pattern`                     |
+| `white`           | sensor value at which it clips                                                              |
+| `gains`           | as-shot white balance: of red, green, blue; or of red, green, green, blue                   |
+| `matrix`          | 3 x 3, white balanced camera RGB -> linear sRGB, rows that sum to 1; the identity if absent |
+| `byte_order`      | "little" (if absent) or "big"                                                               |
+| `offset`          | bytes to skip at the start of the file; 0 if absent                                         |
+| `orientation`     | EXIF's 1 to 8; 1 if absent                                                                  |
+| `camera`          | make and model; unknown if absent, as are `iso` and `exposure_s` (seconds)                  |
 """
 
 import json
