@@ -17,43 +17,40 @@ killed run goes on with the same command; on a CPU it ends with the very weights
 """
 
 import json
-import math
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 import timm
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.tracking import get_available_trackers
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from attriqa.attributes import ATTRIBUTES
-from attriqa.config import claim_folder, opt, parse_config, required
+from attriqa.config import opt, required, run_command
 from attriqa.data import pseudo_labels
 from attriqa.data.batches import GlobalBatches, central
-from attriqa.data.crops import Crop, RandomCrops, stack
-from attriqa.data.unlabelled import SourceError, TooManyUnreadableError, Unreadable, index_images
+from attriqa.data.crops import Example, RandomCrops
+from attriqa.data.unlabelled import TooManyUnreadableError, Unreadable, index_images
 from attriqa.files import as_dict, write_json
-from attriqa.models import checkpoint
 from attriqa.models.attribute_net import AttributeNet
 from attriqa.models.backbones import load_compact_trunk
+from attriqa.training.loop import Loop, Pace, loader, seed_step
+from attriqa.training.options import accelerator_of, begin
 from attriqa.training.pretraining import Objective, RawHeads, order_accuracy, shape_of, standardise, start_from
 from attriqa.training.schedules import cosine
-from attriqa.training.state import StateError, load_state, save_state
 from attriqa.training.teachers import Teacher, teacher_of
 
 Attribute = Literal["sharpness", "contrast", "brightness", "colorfulness", "noisiness"]
-USER_ERRORS = (checkpoint.CheckpointError, pseudo_labels.LabelsError, SourceError, StateError, TooManyUnreadableError)
+PLACES = ("images", "labels", "teacher", "prompts", "out", "trunk", "init")  # what only this machine knows
 
 
 @dataclass(frozen=True)
@@ -103,35 +100,14 @@ class Config:
                 raise ValueError(f"--{name.replace('_', '-')}: expected at least {least}, got {getattr(self, name)}")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def run(config: Config) -> None:
     """Train to the end, from wherever the folder stands."""
-    config = parse_config(Config, argv, __doc__)
     if config.smoke:
         small: dict[str, Any] = {"epochs": 2, "batch": 8, "shorter_edge": 72, "crop": 64, "held_out": 0.2}
         config = replace(config, **small, workers=0, log_every=2, save_every=2)
-    if config.tracker not in (known := ["none", *map(str, get_available_trackers())]):
-        raise SystemExit(
-            f"--tracker: expected one whose package is installed ({', '.join(known)}), got {config.tracker}"
-        )
-    try:
-        accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),  # or else Accelerate takes torchrun's processes for lone ones
-            mixed_precision="bf16" if config.precision == "bf16" else "no",
-            log_with=None if config.tracker == "none" else config.tracker,
-            project_dir=config.out,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],  # one process scans all shards
-        )
-        run(config, accelerator)
-    except USER_ERRORS as error:
-        raise SystemExit(str(error)) from error
-
-
-def run(config: Config, accelerator: Accelerator) -> None:
-    """Prepare, train, write."""
+    accelerator = accelerator_of(config, patience=timedelta(hours=6))  # one process scans all shards
     torch.set_float32_matmul_precision("high")
-    if accelerator.is_main_process:
-        claim_folder(config.out, config)
-    accelerator.wait_for_everyone()
+    begin(accelerator, config, "attriqa-pretrain")
     data = Data(config, accelerator)
     if not (config.out / "metrics.json").exists():
         train(config, data, accelerator)
@@ -187,7 +163,7 @@ def build(config: Config, data: Data, accelerator: Accelerator) -> AttributeNet:
         load_compact_trunk(net.backbone, config.trunk)
     net.to(accelerator.device).to(memory_format=torch.channels_last)
     if config.trunk is not None or config.pretrained:
-        some = load(config, data.crops, central(data.train[:256]))
+        some = loader(data.crops, central(data.train[:256]), workers=config.workers)
         standardise(net, (crop.pixels(accelerator.device) for crop in some))
     net.pooled_dropout.p = config.pooled_dropout
     net.regressor.requires_grad_(False)  # it has no part in this
@@ -196,192 +172,139 @@ def build(config: Config, data: Data, accelerator: Accelerator) -> AttributeNet:
     return net
 
 
-def load(config: Config, crops: RandomCrops, batches: Any) -> "DataLoader[Crop]":
-    """Batches of crops, which ``batches`` lists."""
-    return DataLoader(
-        crops,
-        batch_sampler=batches,
-        num_workers=config.workers,
-        collate_fn=stack,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator().manual_seed(config.seed),  # or else it draws from the global one
-    )
+def train(config: Config, data: Data, accelerator: Accelerator) -> None:
+    """All steps that are left, and the files at the end."""
+    net = build(config, data, accelerator)
+    learnt = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(learnt, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    group, per_epoch = config.accumulate, len(data.train) // config.batch
+    steps = config.epochs * per_epoch // group
+    pace = Pace(steps, Fraction(per_epoch, group), config.log_every, config.save_every, config.batch * group)
+    identity = {**as_dict(config), "origin": list(data.origin), "images_digest": data.index.digest()}
+    loop = Loop(accelerator, config.out, {"net": net}, optimizer, losses=("loss",), pace=pace, identity=identity)
+    share = {"process": accelerator.process_index, "processes": accelerator.num_processes, "seed": config.seed}
+    batches = GlobalBatches(data.train, config.batch, steps * group, first=loop.first * group, **share)
+    heads = RawHeads(net)
+    if config.compile:
+        heads.compile()
+    model, prepared = accelerator.prepare(heads, optimizer)
+    watch = Watch(data, accelerator, loop)
+    objective = objective_of(config, data, accelerator)
+    raw = torch.empty(0)  # outputs on the held-out images, as the last test gave them
+
+    def step(number: int, examples: Sequence[Example]) -> Tensor:
+        seed_step(config.seed, number, accelerator.process_index)
+        for parameters in prepared.param_groups:
+            parameters["lr"] = config.lr * cosine(number / steps, config.warmup)
+        prepared.zero_grad()
+        total = torch.zeros((), device=accelerator.device)
+        for part, example in enumerate(examples, 1):
+            watch.see(example)
+            images = example.pixels(accelerator.device)
+            labels = data.rate(images, example.number)
+            with nullcontext() if part == group else accelerator.no_sync(model):
+                loss = objective(model(images), labels) / group
+                accelerator.backward(loss * accelerator.num_processes)  # see gather_rows
+            total += loss.detach()
+        prepared.step()
+        return total[None]
+
+    def test(done: int) -> dict[str, Any]:
+        nonlocal raw
+        heads.eval()
+        raw, labels = on_held_out(config, data, accelerator, heads, watch)
+        watch.count()
+        heads.learn(freeze_norm=config.freeze_norm)
+        accuracy = order_accuracy(raw, labels, config.attributes)
+        accelerator.log({f"order_accuracy/{key}": value for key, value in accuracy.items()}, done)
+        return {"step": done, "order_accuracy": accuracy}
+
+    def names(number: int) -> dict[str, list[list[str]]]:
+        parts = range(number * group, (number + 1) * group)
+        return {"keys": [[data.index.keys[item] for item in batches.numbers(part)] for part in parts]}
+
+    heads.learn(freeze_norm=config.freeze_norm)
+    examples = iter(loader(data.crops, batches, workers=config.workers, seed=config.seed))
+    loop.run(step, zip(*[examples] * group, strict=False), names, test, watch.count)
+    if accelerator.is_main_process:
+        net.calibrate_attributes(raw.to(accelerator.device))
+        write(config, data, net, loop)
+
+
+class Watch:
+    """Counts the images that could not be read, of all processes; a state keeps them, so that each is told once."""
+
+    def __init__(self, data: Data, accelerator: Accelerator, loop: Loop) -> None:
+        self.accelerator, self.counters = accelerator, loop.counters
+        self.unreadable = Unreadable(len(data.index))
+        self.unreadable.add(self.counters.setdefault("unreadable", {}))
+
+    def see(self, example: Example) -> None:
+        """Note what a batch says."""
+        self.counters["unreadable"] |= {error.path: error.reason for error in example.replaced}
+
+    def count(self) -> None:
+        """Put together what the processes could not read.
+
+        Raises:
+            attriqa.data.unlabelled.TooManyUnreadableError: they are too many.
+        """
+        for reasons in gather_object([self.counters["unreadable"]]):
+            new = sorted(reasons.keys() - self.unreadable.reasons.keys())
+            for key in new if self.accelerator.is_main_process else ():
+                tqdm.write(f"unreadable, replaced: {key}: {reasons[key]}", file=sys.stderr)
+            self.unreadable.add(reasons)
+        self.counters["unreadable"] = dict(self.unreadable.reasons)
 
 
 @torch.no_grad()
 def on_held_out(
-    config: Config, data: Data, accelerator: Accelerator, heads: RawHeads | None, unreadable: dict[str, str]
+    config: Config, data: Data, accelerator: Accelerator, heads: RawHeads | None, watch: Watch | None
 ) -> tuple[Tensor, Tensor]:
     """The heads' outputs and the labels of the held-out images' central crops, (N, 5) each, of all processes."""
     mine = data.held_out[accelerator.process_index :: accelerator.num_processes]
     raw, labels = [torch.empty(0, 5)], [torch.empty(0, 5)]
-    for crop in load(config, data.held_out_crops, central(mine)):
-        unreadable |= crop.unreadable
-        images = crop.pixels(accelerator.device)
-        labels.append(data.rate(images, crop.number).cpu())
+    for example in loader(data.held_out_crops, central(mine), workers=config.workers, seed=config.seed):
+        if watch is not None:
+            watch.see(example)
+        images = example.pixels(accelerator.device)
+        labels.append(data.rate(images, example.number).cpu())
         raw.append(labels[-1] if heads is None else heads.forward(images).cpu())  # not compiled: sizes vary
     everyone = gather_object([(torch.cat(raw), torch.cat(labels))])
     return torch.cat([pair[0] for pair in everyone]), torch.cat([pair[1] for pair in everyone])
 
 
-def train(config: Config, data: Data, accelerator: Accelerator) -> None:
-    """All steps that are left, and the files at the end."""
-    training = Training(config, data, accelerator)
-    training.heads.learn(freeze_norm=config.freeze_norm)
-    first, steps = training.done["step"], training.steps
-    quiet = not accelerator.is_local_main_process
-    with tqdm(total=steps, initial=first, desc="pretrain", unit="step", disable=quiet) as bar:
-        for step in range(first, steps):
-            training.step(step)
-            bar.update()
-            done = step + 1
-            epoch_over = done * config.accumulate // training.batches.per_epoch > training.epoch(step)
-            if epoch_over or done == steps or done % config.log_every == 0 or done % config.save_every == 0:
-                training.look(bar)
-            if epoch_over and done < steps:
-                training.validate()
-            if done % config.save_every == 0:
-                training.save()
-    training.finish()
+def objective_of(config: Config, data: Data, accelerator: Accelerator) -> Objective:
+    """The loss; L2 needs labels to standardise by: those that there are, or else those of the held-out images."""
+    known = None
+    if config.loss == "l2":
+        stored = data.labels
+        known = stored[data.train] if stored is not None else on_held_out(config, data, accelerator, None, None)[1]
+    return Objective(config.loss, config.attributes, margin=config.margin, tau=config.tau, known=known)
 
 
-class Training:
-    """The state of a run. ``done`` is what a checkpoint keeps beside tensors; the draws are functions of the step."""
+def write(config: Config, data: Data, net: AttributeNet, loop: Loop) -> None:
+    """The model, its numbers, and no more state."""
+    result: dict[str, Any] = {**data.origin._asdict(), "images_digest": data.index.digest()}
+    result |= {"images": len(data.index), "n_train": len(data.train), "n_held_out": len(data.held_out)}
+    result |= {"steps": loop.pace.steps, "unreadable": loop.counters["unreadable"], "history": loop.history}
+    settings = {key: value for key, value in as_dict(config).items() if key not in PLACES}
+    net.save(
+        config.out / "model.safetensors",
+        {"recipe": "training/pretrain.py", "config": settings, "metrics": result},
+        prompts_hash=data.origin.prompts_hash,
+        dtype=torch.float32,
+    )
+    write_json(config.out / "metrics.json", result)
+    loop.state.unlink(missing_ok=True)
 
-    def __init__(self, config: Config, data: Data, accelerator: Accelerator) -> None:
-        self.config, self.data, self.accelerator = config, data, accelerator
-        self.net = build(config, data, accelerator)
-        learnt = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.SGD(learnt, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-        self.state = config.out / "state.safetensors"
-        self.identity = {**as_dict(config), "origin": list(data.origin), "images_digest": data.index.digest()}
-        self.done: dict[str, Any] = {"step": 0, "loss_sum": 0.0, "loss_steps": 0, "unreadable": {}, "history": []}
-        if self.state.exists():
-            self.done = load_state(self.state, {"net": self.net}, optimizer, config=self.identity)
-        self.unreadable = Unreadable(len(data.index))
-        self.unreadable.add(self.done["unreadable"])
-        self.steps = config.epochs * (len(data.train) // config.batch) // config.accumulate
-        batches, first = self.steps * config.accumulate, self.done["step"] * config.accumulate
-        share = {"process": accelerator.process_index, "processes": accelerator.num_processes}
-        self.batches = GlobalBatches(data.train, config.batch, batches, first=first, seed=config.seed, **share)
-        self.loader = iter(load(config, data.crops, self.batches))
-        self.heads = RawHeads(self.net)
-        if config.compile:
-            self.heads.compile()
-        self.model, self.optimizer = accelerator.prepare(self.heads, optimizer)
-        known = None
-        if config.loss == "l2":  # to standardise by: the labels that there are, or those of the held-out images
-            stored = data.labels
-            known = stored[data.train] if stored is not None else on_held_out(config, data, accelerator, None, {})[1]
-        self.objective = Objective(config.loss, config.attributes, margin=config.margin, tau=config.tau, known=known)
-        self.recent: list[Tensor] = []  # losses, on the device, that nobody has looked at
-        self.clock = time.perf_counter()
-        accelerator.init_trackers("attriqa-pretrain", {key: str(value) for key, value in as_dict(config).items()})
 
-    def epoch(self, step: int) -> int:
-        """Whole epochs before a step."""
-        return step * self.config.accumulate // self.batches.per_epoch
-
-    def step(self, step: int) -> None:
-        """One optimizer step on ``accumulate`` batches."""
-        config, accelerator = self.config, self.accelerator
-        seed = np.random.SeedSequence([config.seed, step, accelerator.process_index]).generate_state(1, np.uint64)
-        torch.manual_seed(int(seed[0]))  # dropout's draws, too, are a function of the step
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * cosine(step / self.steps, config.warmup)
-        self.optimizer.zero_grad()
-        total = torch.zeros((), device=accelerator.device)
-        for part in range(config.accumulate):
-            crop = next(self.loader)
-            self.done["unreadable"] |= crop.unreadable
-            images = crop.pixels(accelerator.device)
-            labels = self.data.rate(images, crop.number)
-            with nullcontext() if part == config.accumulate - 1 else accelerator.no_sync(self.model):
-                loss = self.objective(self.model(images), labels) / config.accumulate
-                accelerator.backward(loss * accelerator.num_processes)  # see gather_rows
-            total += loss.detach()
-        self.optimizer.step()
-        self.recent.append(total)
-        self.done["step"] = step + 1
-
-    def look(self, bar: "tqdm[Any]") -> None:
-        """Wait for the losses since the last look: a loss that is not a number ends the run before it is saved."""
-        losses = torch.stack(self.recent).tolist()
-        first = self.done["step"] - len(losses)
-        for step, loss in enumerate(losses, first):
-            if not math.isfinite(loss):
-                self.give_up(step, loss)
-        self.done["loss_sum"] += sum(losses)
-        self.done["loss_steps"] += len(losses)
-        self.recent.clear()
-        self.count_unreadable()
-        since, self.clock = self.clock, time.perf_counter()
-        speed = len(losses) * self.config.batch * self.config.accumulate / (self.clock - since)
-        rate = self.optimizer.param_groups[0]["lr"]
-        self.accelerator.log({"loss": losses[-1], "lr": rate, "images_per_second": speed}, step=self.done["step"])
-        bar.set_postfix(loss=f"{losses[-1]:.4f}")
-
-    def count_unreadable(self) -> None:
-        """Put together what the processes could not read."""
-        for reasons in gather_object([self.done["unreadable"]]):
-            for key in (
-                sorted(reasons.keys() - self.unreadable.reasons.keys()) if self.accelerator.is_main_process else ()
-            ):
-                tqdm.write(f"unreadable, replaced: {key}: {reasons[key]}", file=sys.stderr)
-            self.unreadable.add(reasons)
-        self.done["unreadable"] = dict(self.unreadable.reasons)
-
-    def give_up(self, step: int, loss: float) -> None:
-        """Say which images were in the batch of a loss that is not a number, and stop."""
-        path = self.config.out / "bad_batch.json"
-        parts = range(step * self.config.accumulate, (step + 1) * self.config.accumulate)
-        keys = [[self.data.index.keys[int(n)] for n in self.batches.whole(part)[1]] for part in parts]
-        if self.accelerator.is_main_process:
-            write_json(path, {"step": step, "epoch": self.epoch(step), "loss": str(loss), "keys": keys})
-        raise SystemExit(
-            f"the loss is {loss} at step {step}; {path} names the batch's images. The last checkpoint is whole"
-        )
-
-    def validate(self) -> Tensor:
-        """Add a line to the history; returns the outputs on the held-out images (N, 5)."""
-        self.heads.eval()
-        raw, targets = on_held_out(self.config, self.data, self.accelerator, self.heads, self.done["unreadable"])
-        self.count_unreadable()
-        self.heads.learn(freeze_norm=self.config.freeze_norm)
-        loss = self.done["loss_sum"] / max(1, self.done["loss_steps"])
-        accuracy = order_accuracy(raw, targets, self.config.attributes)
-        step = self.done["step"]
-        self.done["history"].append({"epoch": self.epoch(step), "step": step, "loss": loss, "order_accuracy": accuracy})
-        self.done["loss_sum"], self.done["loss_steps"] = 0.0, 0
-        self.accelerator.log({f"order_accuracy/{key}": value for key, value in accuracy.items()}, step)
-        return raw
-
-    def save(self) -> None:
-        """The checkpoint that a killed run goes on from."""
-        if self.accelerator.is_main_process:
-            save_state(self.state, {"net": self.net}, self.optimizer.optimizer, {**self.done, "config": self.identity})
-        self.accelerator.wait_for_everyone()
-
-    def finish(self) -> None:
-        """The model, its numbers, and no more state."""
-        raw = self.validate()
-        if not self.accelerator.is_main_process:
-            return
-        self.net.calibrate_attributes(raw.to(self.accelerator.device))
-        data = self.data
-        result: dict[str, Any] = {**data.origin._asdict(), "images_digest": data.index.digest()}
-        result |= {"images": len(data.index), "n_train": len(data.train), "n_held_out": len(data.held_out)}
-        result |= {"steps": self.steps, "unreadable": self.done["unreadable"], "history": self.done["history"]}
-        places = ("images", "labels", "teacher", "prompts", "out", "trunk", "init")
-        settings = {key: value for key, value in as_dict(self.config).items() if key not in places}
-        self.net.save(
-            self.config.out / "model.safetensors",
-            {"recipe": "training/pretrain.py", "config": settings, "metrics": result},
-            prompts_hash=data.origin.prompts_hash,
-            dtype=torch.float32,
-        )
-        write_json(self.config.out / "metrics.json", result)
-        self.state.unlink(missing_ok=True)
+def main(argv: Sequence[str] | None = None) -> None:
+    """What the command line says."""
+    try:
+        run_command({"": run}, argv, __doc__)
+    except TooManyUnreadableError as error:
+        raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -11,36 +11,31 @@ once, for all splits. OUT/metrics.json holds every number that is printed.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from attriqa.config import claim_folder, opt, parse_config, required
-from attriqa.data.crops import JudgedCrops, stack_patches
-from attriqa.data.protocol import make_plan
+from attriqa.config import claim_folder, opt, required, run_command
+from attriqa.data.batches import central
+from attriqa.data.crops import fixed_crops
 from attriqa.evaluation import metrics, ridge
-from attriqa.files import write_json
-from attriqa.images import ImageError
 from attriqa.models import exiqa
 from attriqa.models.clip.towers import CLIPTowers, clip_of
-from attriqa.training.mp_iqe import summary
-from attriqa.training.options import CLIPStart
+from attriqa.training.folds import medians_of_tests, write_medians
+from attriqa.training.loop import loader
+from attriqa.training.options import CLIPStart, RatedData
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(CLIPStart):
+class Config(RatedData, CLIPStart):
     """What a run does."""
 
     data: str = required("rated data set in its official layout, NAME=ROOT, as clive=ChallengeDB_release")
-    test: tuple[str, ...] | None = opt(None, "other data sets that each split's fit is tested on, whole: NAME=ROOT")
     out: Path = opt(Path("runs/clip_probe"), "where everything goes")
     protocol: Literal["splits", "official"] = opt("splits", "random 80/20; the authors' split")
-    splits: int = opt(10, "random splits, seeded 0, 1, ...")
-    fraction: float = opt(1.0, "share of each training side that is used, in (0, 1]")
     crops: int = opt(8, "of each image")
     shorter_edge: int | None = opt(None, "px that images are resized to before they are cropped; none: their own size")
     smoke: bool = opt(False, "a size for tests: 40 images, one split")
@@ -50,24 +45,16 @@ class Config(CLIPStart):
         self.require_counts("crops")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def run(config: Config) -> None:
     """Compute the features, fit and test every split."""
-    config = parse_config(Config, argv, __doc__)
     if config.smoke:
         config = replace(config, splits=1, crops=2, workers=0)
-    try:
-        cut: dict[str, Any] = {"protocol": config.protocol, "splits": config.splits, "fraction": config.fraction}
-        plan = make_plan(config.data, config.test or (), smoke=config.smoke, **cut)
-        towers = towers_of(config)
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
+    plan = config.plan(config.data)
+    towers = towers_of(config)
     claim_folder(config.out, config)
-    sets = {source.name: [row.path for row in source.rows] for source in (plan.dataset, *plan.strangers)}
-    opinions = {source.name: np.array([row.mos for row in source.rows]) for source in (plan.dataset, *plan.strangers)}
-    try:
-        features = {name: embed(config, towers, name, paths) for name, paths in sets.items()}
-    except ImageError as error:
-        raise SystemExit(str(error)) from error
+    sets = (plan.dataset, *plan.strangers)
+    opinions = {one.name: np.array([row.mos for row in one.rows]) for one in sets}
+    features = {one.name: embed(config, towers, one.name, [row.path for row in one.rows]) for one in sets}
     own, mos = features[plan.dataset.name], opinions[plan.dataset.name]
     results = []
     for fold in plan.folds:
@@ -76,9 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for other in plan.strangers:
             tests[other.name] = report(probe, features[other.name], opinions[other.name])
         results.append({"fold": fold.name, "n_train": len(fold.train), "penalty": probe.penalty, "tests": tests})
-    medians, lines = summary(results)
-    print("\n".join([f"{plan.protocol}; {own.shape[1]} features, mean of {config.crops} crops", *lines]))
-    write_json(config.out / "metrics.json", {"protocol": plan.protocol, **medians, "folds": results})
+    title = f"{plan.protocol}; {own.shape[1]} features, mean of {config.crops} crops"
+    write_medians(config.out, results, medians_of_tests(results), title, {"protocol": plan.protocol})
 
 
 def towers_of(config: Config) -> CLIPTowers:
@@ -93,19 +79,22 @@ def embed(config: Config, towers: CLIPTowers, name: str, paths: Sequence[Path]) 
     """Features of image files, (N, D)."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     visual, size = towers.model.visual.to(device).eval(), towers.preprocess.size
-    images = JudgedCrops(paths, size, config.crops, shorter_edge=config.shorter_edge, seed=config.seed)
-    generator = torch.Generator().manual_seed(config.seed)  # or else the loader draws from the global one
-    loader = DataLoader(images, 4, num_workers=config.workers, collate_fn=stack_patches, generator=generator)
-    found = []
-    for batch in tqdm(loader, f"features of {name}", leave=False):
+    images = fixed_crops(paths, size, config.crops, shorter_edge=config.shorter_edge, seed=config.seed)
+    features = []
+    for batch in tqdm(loader(images, central(range(len(paths)), 4), workers=config.workers), name, leave=False):
         embedded = visual(towers.preprocess.normalize(batch.pixels(device))).float()
-        found.append(embedded.unflatten(0, (-1, config.crops)).mean(1).cpu())
-    return torch.cat(found).double().numpy()
+        features.append(embedded.unflatten(0, (-1, config.crops)).mean(1).cpu())
+    return torch.cat(features).double().numpy()
 
 
 def report(probe: ridge.Ridge, features: NDArray[np.float64], mos: NDArray[np.float64]) -> dict[str, float]:
     """How well a fit predicts."""
     return metrics.report(probe(features).tolist(), mos.tolist(), seed=0, resamples=1000)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """What the command line says."""
+    run_command({"": run}, argv, __doc__)
 
 
 if __name__ == "__main__":

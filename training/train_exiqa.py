@@ -14,45 +14,34 @@ for another data set's (table IV), no --table learns a score from the old ones' 
 A split writes OUT/splitN/model.safetensors, all of them OUT/metrics.json. A killed run goes on with the same command.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from attriqa.config import opt, parse_config
-from attriqa.data.batches import GlobalBatches, central
-from attriqa.data.distorted import Example, Files, HeldOut, Mixtures, photo_tests, stack
-from attriqa.data.sources import Plan, Source, chosen, manifest_plan, photo_plan, rated_plan
+from attriqa.config import opt, run_command
+from attriqa.data.batches import GlobalBatches
+from attriqa.data.crops import Example
+from attriqa.data.distorted import Files, HeldOut, Mixtures, photo_tests
+from attriqa.data.sources import DistortionPlan, DistortionSource, chosen, manifest_plan, photo_plan, rated_plan
 from attriqa.data.splits import Fold
 from attriqa.distortions.attributes import DATASET_ATTRIBUTES
 from attriqa.evaluation import metrics
 from attriqa.evaluation.identification import confusion, identification_metrics, top1_by_level, write_confusion
-from attriqa.files import as_dict, atomic_path, write_json
-from attriqa.images import ImageError
+from attriqa.files import atomic_path
 from attriqa.models.clip.towers import clip_of
 from attriqa.models.exiqa import ExIQA, ExIQAConfig
-from attriqa.training.exiqa import (
-    Identify,
-    Predicted,
-    continued,
-    fit_regressor,
-    identify_all,
-    parts_of,
-    summary,
-    table_of,
-)
-from attriqa.training.loop import Loop, Pace, loader
+from attriqa.training.exiqa import Identification, continued, fit_regressor, medians_of_splits, parts_of, table_of
+from attriqa.training.folds import FoldRun, Forward, Trained, run_folds, write_medians
+from attriqa.training.loop import Loop
 from attriqa.training.losses import strength_loss
-from attriqa.training.options import CLIPRun, accelerator_of, begin
+from attriqa.training.options import CLIPRun
 from attriqa.training.schedules import cosine
 
 PROMPTS = {"kadid": 100, "tid2013": 100, "csiq": 15, "lvq": 30, "live": 15}  # ExIQA, implementation details
@@ -109,11 +98,14 @@ class Config(CLIPRun):
 
 def settled(config: Config) -> Config:
     """The configuration with the paper's numbers in the place of what was left open."""
-    whole = config.tune == "all"
+    everything = config.tune == "all"
     name = (config.data or "").partition("=")[0].lower()
-    lr = config.lr if config.lr is not None else 5e-5 if whole else 2e-3
-    defaults: dict[str, Any] = {"prompts": 0 if whole else PROMPTS.get(name, 100), "epochs": 5 if whole else 100}
-    defaults |= {"lr": lr, "text_lr": lr, "weight_decay": 1e-2 if whole else 0.0}
+    lr = config.lr if config.lr is not None else 5e-5 if everything else 2e-3
+    defaults: dict[str, Any] = {
+        "prompts": 0 if everything else PROMPTS.get(name, 100),
+        "epochs": 5 if everything else 100,
+    }
+    defaults |= {"lr": lr, "text_lr": lr, "weight_decay": 1e-2 if everything else 0.0}
     config = replace(config, **{key: value for key, value in defaults.items() if getattr(config, key) is None})
     if config.smoke:
         small: dict[str, Any] = {"batch": 8, "passes": 1, "test_passes": 1, "single_passes": 1, "tests": 2}
@@ -122,29 +114,21 @@ def settled(config: Config) -> Config:
     return config
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run every split that has no result yet, then summarise."""
-    config = settled(parse_config(Config, argv, __doc__))
-    accelerator = accelerator_of(config)
-    try:
-        plan = plan_of(config)
-        build(config, plan)  # a fault of the model is found before hours of work
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
-    begin(accelerator, config, "attriqa-exiqa")
-    torch.set_float32_matmul_precision("high")
-    try:
-        for fold in plan.folds:
-            if not (config.out / fold.name / "metrics.json").exists():
-                run_fold(config, plan, fold, accelerator)
-    except ImageError as error:
-        raise SystemExit(str(error)) from error
-    if accelerator.is_main_process:
-        summarise(config, plan)
-    accelerator.end_training()
+def run(config: Config) -> None:
+    """Run every split that has no result yet, then print medians."""
+    config = settled(config)
+    plan = plan_of(config)
+    build(config, plan)  # a fault of the model is found before hours of work
+    results = run_folds(config, "exiqa", [fold.name for fold in plan.folds], partial(run_fold, config, plan))
+    if results is not None:
+        about = {"protocol": plan.protocol, "distortions": plan.source.keys}
+        write_medians(config.out, results, medians_of_splits(results), plan.protocol, about)
+        counts = np.sum([result["confusion"] for result in results], 0)
+        if counts.any():
+            write_confusion(config.out, counts, plan.source.keys, f"{plan.protocol}: {counts.sum()} images")
 
 
-def plan_of(config: Config) -> Plan:
+def plan_of(config: Config) -> DistortionPlan:
     """Read the table and the images, and cut the folds."""
     table = table_of(config.table, init=config.init, data=config.data)
     limit = 24 if config.smoke else None
@@ -157,7 +141,7 @@ def plan_of(config: Config) -> Plan:
     return rated_plan(str(config.data), table, config.distortions, unnamed=config.epochs == 0, **sides)
 
 
-def build(config: Config, plan: Plan) -> ExIQA:
+def build(config: Config, plan: DistortionPlan) -> ExIQA:
     """The model before the first step."""
     kind = config.prompt_kind if config.prompts else "none"
     shape = ExIQAConfig(plan.table, config.tune, cast(int, config.prompts), kind, logit_scale=config.logit_scale)
@@ -170,7 +154,7 @@ def build(config: Config, plan: Plan) -> ExIQA:
     return net
 
 
-def tests_of(config: Config, plan: Plan, fold: Fold, net: ExIQA) -> list[HeldOut]:
+def tests_of(config: Config, plan: DistortionPlan, fold: Fold, net: ExIQA) -> list[HeldOut]:
     """A fold's tests: its images as they are, or its photos with several distortions and with single ones."""
     source = plan.source
     if source.strengths is not None:
@@ -181,54 +165,98 @@ def tests_of(config: Config, plan: Plan, fold: Fold, net: ExIQA) -> list[HeldOut
     return photo_tests(source, fold.test, seed=config.seed, **draws)
 
 
-def predict(config: Config, net: ExIQA, test: HeldOut, accelerator: Accelerator) -> Predicted:
-    """Look at the images of a test, shared among the processes; all of them get all."""
-    numbers = np.array(test.numbers[accelerator.process_index :: accelerator.num_processes])
-    batches = loader(test.images, central(numbers), stack, workers=config.workers, seed=config.seed)
-    bar = tqdm(batches, test.name, leave=False, disable=not accelerator.is_local_main_process)
-    with accelerator.autocast():
-        return Predicted.together(gather_object([identify_all(net, bar, accelerator.device)]))
+def drawn(config: Config, source: DistortionSource, net: ExIQA) -> Files | Mixtures:
+    """Images as they are learnt from: changed in geometry alone and, if pristine, by what is to be named."""
+    if source.strengths is not None:
+        return Files(source, net.preprocess.geometry, crop=config.crop, seed=config.seed)
+    draws: dict[str, Any] = {"most": config.most, "clean_share": config.clean_share, "seed": config.seed}
+    draws |= {"crop": config.crop or min(net.preprocess.size), "shorter_edge": config.shorter_edge}
+    return Mixtures(source, **draws)
 
 
-def run_fold(config: Config, plan: Plan, fold: Fold, accelerator: Accelerator) -> None:
-    """Train, test and write one split."""
-    try:
-        training = Training(config, plan, fold, accelerator)
-    except ValueError as error:  # a state of another run, a batch that cannot be filled, a crop that is too small
-        raise SystemExit(str(error)) from error
-    training.run()
-    history, sizes = training.loop.history, {"n_train": len(fold.train), "n_test": len(fold.test)}
-    result: dict[str, Any] = {"fold": fold.name, **sizes, "steps": training.steps, "history": history}
-    result["identification"] = history[-1]["tests"]
+def run_fold(config: Config, plan: DistortionPlan, number: int, run: FoldRun) -> Trained:
+    """Train and test one split."""
+    fold, net = plan.folds[number], build(config, plan).to(run.device)
+    tests = tests_of(config, plan, fold, net)
+    loop, last = identify(config, plan, fold, net, tests, run)
+    result: dict[str, Any] = {"fold": fold.name, "n_train": len(fold.train), "n_test": len(fold.test)}
+    result |= {"steps": loop.pace.steps, "history": loop.history, "identification": loop.history[-1]["tests"]}
     if plan.source.mos is not None:
-        result["score"] = learn_score(plan, fold, training)
-    if accelerator.is_main_process:
-        found = training.predicted[-1]
-        result["confusion"] = confusion(found.strengths, found.true).tolist()
-        here = ("data", "manifest", "photos", "out", "clip", "clip_config", "init", "table")  # what only we know
-        settings = {key: value for key, value in as_dict(config).items() if key not in here}
-        about = {"data": plan.source.name, "files": plan.source.digest(), "metrics": result}
-        provenance = {"recipe": "training/train_exiqa.py", "config": settings, **about}
-        training.net.save(config.out / fold.name / "model.safetensors", provenance)
-        write_json(config.out / fold.name / "metrics.json", result)
-        training.loop.state.unlink(missing_ok=True)
-        training.kept.unlink(missing_ok=True)
-    accelerator.wait_for_everyone()
+        result["score"] = learn_score(config, plan, fold, net, tests[0], last[0].probs, run)
+    result["confusion"] = confusion(last[-1].strengths, last[-1].true).tolist()
+    return Trained(net, result, {"data": plan.source.name, "files": plan.source.digest()})
 
 
-def learn_score(plan: Plan, fold: Fold, training: "Training") -> dict[str, Any]:
+def look(net: ExIQA, test: HeldOut, run: FoldRun) -> Identification:
+    """What the net says of the images of a test."""
+
+    def predict(batch: Example) -> Identification:
+        return Identification(*net.identify(batch.pixels(run.device)), batch.strengths)
+
+    return Identification(*run.predict(net, predict, test.images, test.name, test.numbers, batch=32))
+
+
+def identify(
+    config: Config, plan: DistortionPlan, fold: Fold, net: ExIQA, tests: Sequence[HeldOut], run: FoldRun
+) -> tuple[Loop, list[Identification]]:
+    """Phase 1: learn to name distortions; what the last tests gave."""
+    source = plan.source.only(fold.train)
+    images = drawn(config, source, net)
+    parts, decay = parts_of(net), cast(float, config.weight_decay)
+    decays = zip(parts, (decay, decay, 0.0), strict=True)
+    optimizer = torch.optim.AdamW([{"params": part, "weight_decay": value} for part, value in decays])
+    learnt = nn.ParameterList(parameter for part in parts for parameter in part)  # nothing else changes
+    items = np.arange(len(fold.train) * (1 if source.strengths is not None else config.passes))
+    per_epoch = len(items) // config.batch
+    steps = cast(int, config.epochs) * per_epoch
+    pace: dict[str, Any] = {"steps": steps, "per_epoch": per_epoch, "batch": config.batch, "tests": config.tests}
+    loop = run.loop(learnt, optimizer, losses=("loss",), **pace, files=plan.source.digest())
+    last: list[Identification] = []
+
+    def losses(model: nn.Module, step: int, batch: Example) -> Tensor:
+        return strength_loss(model(batch.pixels(run.device)), batch.strengths.to(run.device))[None]
+
+    def rates(step: int) -> list[float]:
+        share = cosine(step / steps, config.warmup)
+        return [cast(float, peak) * share for peak in (config.lr, config.text_lr, config.weight_lr)]
+
+    def test(done: int) -> dict[str, Any]:
+        last[:] = [look(net, held_out, run) for held_out in tests]
+        found: dict[str, dict[str, float]] = {}
+        for held_out, (strengths, _, true) in zip(tests, last, strict=True):
+            found[held_out.name] = {"n": len(true)}
+            if source.named:
+                found[held_out.name] |= identification_metrics(strengths, true, held_out.constant, source.levels)
+            if ((true > 0).sum(1) == 1).all():
+                found[held_out.name] |= top1_by_level(strengths, true)
+        flat = {f"{name}/{key}": value for name, numbers in found.items() for key, value in numbers.items()}
+        run.accelerator.log(flat, step=done)
+        return {"tests": found}
+
+    batches = partial(GlobalBatches, items, config.batch, steps)
+    run.train(loop, Forward(net, partial(strengths_of, net)), images, batches, losses, rates, test)
+    return loop, last
+
+
+def strengths_of(net: ExIQA, images: Tensor) -> Tensor:
+    """(B, 3, H, W) in [0, 1] -> (B, D)."""
+    return net.identify(images).strengths
+
+
+def learn_score(
+    config: Config, plan: DistortionPlan, fold: Fold, net: ExIQA, test: HeldOut, probs: Tensor, run: FoldRun
+) -> dict[str, Any]:
     """Phase 2: fit the regressor to frozen probabilities, which are computed once; what it reaches on the test."""
-    config, accelerator = training.config, training.accelerator
-    if not training.kept.exists():
-        kept = {"test": training.predicted[0].probs}
-        train = training.tests[0]._replace(name="probabilities", numbers=tuple(fold.train))
-        kept["train"] = predict(config, training.net, train, accelerator).probs
-        if accelerator.is_main_process:
-            with atomic_path(training.kept) as temporary:
+    path = run.folder / "probabilities.safetensors"  # what a killed run finds here it does not compute again
+    if not path.exists():
+        train = test._replace(name="probabilities", numbers=tuple(fold.train))
+        kept = {"test": probs, "train": look(net, train, run).probs}
+        if run.accelerator.is_main_process:
+            with atomic_path(path) as temporary:
                 save_file(kept, temporary)
-    accelerator.wait_for_everyone()
-    kept, mos = load_file(training.kept), cast(Tensor, plan.source.mos)
-    regressor = training.net.regressor.cpu()
+    run.accelerator.wait_for_everyone()
+    kept, mos = load_file(path), cast(Tensor, plan.source.mos)
+    regressor = net.regressor.cpu()
     rates: dict[str, Any] = {"epochs": config.regressor_epochs, "lr": config.regressor_lr, "seed": config.seed}
     history = fit_regressor(regressor, kept["train"], mos[fold.train], batch=config.regressor_batch, **rates)
     with torch.no_grad():
@@ -237,97 +265,9 @@ def learn_score(plan: Plan, fold: Fold, training: "Training") -> dict[str, Any]:
     return {**report, "regressor_loss": history[-1]}
 
 
-class Training:
-    """Phase 1 of a split; the draws are functions of the step."""
-
-    def __init__(self, config: Config, plan: Plan, fold: Fold, accelerator: Accelerator) -> None:
-        self.config, self.accelerator = config, accelerator
-        folder = config.out / fold.name
-        self.kept = folder / "probabilities.safetensors"
-        self.net = build(config, plan).to(accelerator.device)
-        self.tests = tests_of(config, plan, fold, self.net)
-        self.predicted: list[Predicted] = []  # of the last test
-        self.source = plan.source.only(fold.train)
-        self.images = self.drawn(self.source)
-        parts, decay = parts_of(self.net), cast(float, config.weight_decay)
-        decays = zip(parts, (decay, decay, 0.0), strict=True)
-        optimizer = torch.optim.AdamW([{"params": part, "weight_decay": value} for part, value in decays])
-        learnt = nn.ParameterList(parameter for part in parts for parameter in part)  # nothing else changes
-        items = np.arange(len(fold.train) * (1 if plan.source.strengths is not None else config.passes))
-        per_epoch = len(items) // config.batch
-        self.steps = cast(int, config.epochs) * per_epoch
-        self.loop = Loop(
-            accelerator,
-            folder,
-            learnt,
-            optimizer,
-            losses=("loss",),
-            pace=Pace(self.steps, per_epoch, config.log_every, config.save_every, config.batch, tests=config.tests),
-            identity={**as_dict(config), "fold": fold.name, "files": plan.source.digest()},
-        )
-        share = {"process": accelerator.process_index, "processes": accelerator.num_processes, "seed": config.seed}
-        self.batches = GlobalBatches(items, config.batch, self.steps, first=self.loop.first, **share)
-        self.model, self.optimizer = accelerator.prepare(Identify(self.net), optimizer)
-
-    def drawn(self, source: Source) -> Files | Mixtures:
-        """Images as they are learnt from: changed in geometry alone and, if pristine, by what is to be named."""
-        config, prepare = self.config, self.net.preprocess
-        if source.strengths is not None:
-            return Files(source, prepare.geometry, crop=config.crop, seed=config.seed)
-        draws: dict[str, Any] = {"most": config.most, "clean_share": config.clean_share, "seed": config.seed}
-        return Mixtures(source, crop=config.crop or min(prepare.size), shorter_edge=config.shorter_edge, **draws)
-
-    def run(self) -> None:
-        """All steps that are left."""
-        workers, seed = self.config.workers, self.config.seed
-        batches = loader(self.images, self.batches, stack, workers=workers, seed=seed)
-        self.loop.run(self.step, batches, self.names, self.test)
-
-    def names(self, step: int) -> list[str]:
-        """The files in the batch of a step."""
-        return [self.images.path(int(number)).name for number in self.batches.whole(step)[1]]
-
-    def step(self, step: int, batch: Example) -> Tensor:
-        """One optimizer step; its loss."""
-        config, accelerator = self.config, self.accelerator
-        seed = np.random.SeedSequence([config.seed, step, accelerator.process_index]).generate_state(1, np.uint64)
-        torch.manual_seed(int(seed[0]))  # dropout's draws, too, are a function of the step
-        rate = cosine(step / self.steps, config.warmup)
-        peaks = (config.lr, config.text_lr, config.weight_lr)
-        for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
-            group["lr"] = cast(float, peak) * rate
-        self.model.train()
-        loss = strength_loss(self.model(batch.pixels(accelerator.device)), batch.strengths.to(accelerator.device))
-        self.optimizer.zero_grad()
-        accelerator.backward(loss)
-        self.optimizer.step()
-        return loss.detach()[None]
-
-    def test(self, steps: int) -> dict[str, Any]:
-        """What the net says of its tests after so many steps, beside the truth."""
-        self.predicted = [predict(self.config, self.net, test, self.accelerator) for test in self.tests]
-        found: dict[str, dict[str, float]] = {}
-        for test, (_, strengths, _, true) in zip(self.tests, self.predicted, strict=True):
-            found[test.name] = {"n": len(true)}
-            if self.source.named:
-                found[test.name] |= identification_metrics(strengths, true, test.constant, self.source.levels)
-            if ((true > 0).sum(1) == 1).all():
-                found[test.name] |= top1_by_level(strengths, true)
-        flat = {f"{name}/{key}": value for name, numbers in found.items() for key, value in numbers.items()}
-        self.accelerator.log(flat, step=steps)
-        return {"tests": found}
-
-
-def summarise(config: Config, plan: Plan) -> None:
-    """Print and write the table of all splits."""
-    results = [json.loads((config.out / fold.name / "metrics.json").read_text()) for fold in plan.folds]
-    medians, lines = summary(results)
-    print("\n".join([plan.protocol, *lines]))
-    counts = np.sum([result["confusion"] for result in results], 0)
-    if counts.any():
-        write_confusion(config.out, counts, plan.source.keys, f"{plan.protocol}: {counts.sum()} images")
-    about = {"protocol": plan.protocol, "distortions": plan.source.keys, **medians}
-    write_json(config.out / "metrics.json", {**about, "folds": results})
+def main(argv: Sequence[str] | None = None) -> None:
+    """What the command line says."""
+    run_command({"": run}, argv, __doc__)
 
 
 if __name__ == "__main__":

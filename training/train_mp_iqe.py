@@ -15,32 +15,36 @@ Each split writes OUT/splitN/model.safetensors; OUT/metrics.json holds every num
 on with the same command.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from attriqa.config import opt, parse_config, required
+from attriqa.config import opt, required, run_command
 from attriqa.data.batches import GlobalBatches
-from attriqa.data.crops import JudgedCrops, Patches, TrainingCrops, stack_patches
-from attriqa.data.protocol import Plan, make_plan, refuse_learnt
-from attriqa.data.splits import Fold
+from attriqa.data.crops import Example, fixed_crops, training_crops
+from attriqa.data.protocol import Plan, refuse_learnt
 from attriqa.distortions.classes import DISTORTION_CLASSES, SCENES
-from attriqa.files import as_dict, write_json
-from attriqa.images import ImageError
 from attriqa.models.clip.towers import clip_of
-from attriqa.models.mp_iqe import KADID_NAMES, MPIQE, MPIQEConfig, Reading
-from attriqa.training.loop import Loop, Pace, loader
-from attriqa.training.mp_iqe import Losses, Predicted, Targets, losses, report, started, summary, targets_of, tell_all
-from attriqa.training.options import CLIPRun, accelerator_of, begin, origin_of
+from attriqa.models.mp_iqe import KADID_NAMES, MPIQE, MPIQEConfig, mean_over_crops
+from attriqa.training.folds import (
+    FoldRun,
+    Forward,
+    Trained,
+    held_out,
+    medians_of_tests,
+    report,
+    run_folds,
+    write_medians,
+)
+from attriqa.training.loop import Loop
+from attriqa.training.mp_iqe import Losses, Targets, losses, started, targets_of
+from attriqa.training.options import CLIPRun, RatedData, origin_of
 from attriqa.training.schedules import cosine
 
 CLASSES = {"mp-iqe": tuple(DISTORTION_CLASSES.values()), "kadid": KADID_NAMES, "none": ()}
@@ -49,17 +53,13 @@ LOW_SCORE_WEIGHT = ("live", "csiq")  # lambda 2 of 0.1, others 0.5 (likewise)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(CLIPRun):
+class Config(RatedData, CLIPRun):
     """What a run does."""
 
     data: str = required("rated data set in its official layout, NAME=ROOT, as clive=ChallengeDB_release")
     labels: tuple[Path, ...] | None = opt(None, "LIQE's annotation files (*_clip.txt) of its images; none: no scenes")
-    test: tuple[str, ...] | None = opt(None, "other data sets that each split's model is tested on, whole: NAME=ROOT")
     out: Path = opt(Path("runs/mp_iqe"), "where everything goes")
     init: Path | None = opt(None, "or a checkpoint of ExIQA, for its CLIP, or of MP-IQE, to go on from")
-    protocol: Literal["splits", "official", "all"] = opt("splits", "random 80/20; the authors' split; train on all")
-    splits: int = opt(10, "random splits, seeded 0, 1, ...; each is a run of its own")
-    fraction: float = opt(1.0, "share of each training side that is used, in (0, 1]")
     scenes: bool = opt(True, "the scene branch: its texts and its loss")
     distortions: Literal["mp-iqe", "kadid", "none"] = opt("mp-iqe", "classes of the distortion branch: 11, 25 or none")
     fix_fastfading: bool = opt(True, "labels: LIVE's fastfading is JPEG2000, not white noise as LIQE annotated it")
@@ -83,7 +83,6 @@ class Config(CLIPRun):
     lr: float = opt(3e-5, "Adam's peak rate")
     weight_decay: float = opt(0.0, "Adam's")
     batch: int | None = opt(None, "crops per step, over all processes; none: 32 for LIVE, CSIQ and BID, 64 for others")
-    smoke: bool = opt(False, "a size for tests: 40 images, one split, two epochs")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -136,162 +135,73 @@ def build(config: Config) -> MPIQE:
     return MPIQE(shape_of(config), towers, seed=config.seed)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run every fold that has no result yet, then summarise."""
-    config = settled(parse_config(Config, argv, __doc__))
-    accelerator = accelerator_of(config)
-    try:
-        cut: dict[str, Any] = {"protocol": config.protocol, "splits": config.splits, "fraction": config.fraction}
-        plan = make_plan(config.data, config.test or (), smoke=config.smoke, **cut)
-        refuse_learnt(plan, origin_of(config) or {}, f"--init: {config.init}")
-        targets = targets_of(plan, shape_of(config), config.labels or (), fix_fastfading=config.fix_fastfading)
-        build(config)  # a fault of the model is found before hours of work
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
-    begin(accelerator, config, "attriqa-mp-iqe")
-    torch.set_float32_matmul_precision("high")
-    try:
-        for fold in plan.folds:
-            if not (config.out / fold.name / "metrics.json").exists():
-                run_fold(config, plan, targets, fold, accelerator)
-    except ImageError as error:
-        raise SystemExit(str(error)) from error
-    if accelerator.is_main_process:
-        summarise(config, plan, targets)
-    accelerator.end_training()
+def run(config: Config) -> None:
+    """Run every fold that has no result yet, then print medians."""
+    config = settled(config)
+    plan = config.plan(config.data)
+    refuse_learnt(plan, origin_of(config) or {}, f"--init: {config.init}")
+    targets = targets_of(plan, shape_of(config), config.labels or (), fix_fastfading=config.fix_fastfading)
+    build(config)  # a fault of the model is found before hours of work
+    results = run_folds(config, "mp_iqe", [fold.name for fold in plan.folds], partial(run_fold, config, plan, targets))
+    if results is not None:
+        title, about = targets.described(plan.protocol)
+        write_medians(config.out, results, medians_of_tests(results), title, about)
 
 
-def run_fold(config: Config, plan: Plan, targets: Targets, fold: Fold, accelerator: Accelerator) -> None:
-    """Train, test and write one fold."""
-    try:
-        training = Training(config, plan, targets, fold, accelerator)
-    except ValueError as error:  # a state of another run, a batch that cannot be filled
-        raise SystemExit(str(error)) from error
-    training.run()
-    try:
-        tests = evaluate(config, plan, targets, fold, training.net, accelerator)
-    except ValueError as error:  # one score for all images: nothing was learnt
-        raise SystemExit(f"{fold.name}: {error}") from error
-    if accelerator.is_main_process:
-        learnt = {"n_train": len(fold.train), "labelled": training.targets.labelled(), "steps": training.steps}
-        result = {"fold": fold.name, **learnt, "history": training.loop.history, "tests": tests}
-        here = ("data", "labels", "test", "out", "clip", "clip_config", "init")  # what only this machine knows
-        settings = {key: value for key, value in as_dict(config).items() if key not in here}
-        files = [path.name for path in plan.train_paths(fold)]
-        about = {"data": {plan.dataset.name: files}, "init": origin_of(config), "metrics": result}
-        provenance = {"recipe": "training/train_mp_iqe.py", "config": settings, **about}
-        training.net.save(config.out / fold.name / "model.safetensors", provenance)
-        write_json(config.out / fold.name / "metrics.json", result)
-        training.loop.state.unlink(missing_ok=True)
-    accelerator.wait_for_everyone()
-
-
-def evaluate(
-    config: Config, plan: Plan, targets: Targets, fold: Fold, net: MPIQE, accelerator: Accelerator
-) -> dict[str, dict[str, float]]:
-    """A `report` of the fold's test files and of each other data set, by name."""
-    sets = {"test": plan.test_paths(fold)} if fold.test else {}
-    sets |= {other.name: [row.path for row in other.rows] for other in plan.strangers}
-    mos = {other.name: [row.mos for row in other.rows] for other in plan.strangers}
-    mos["test"] = [plan.dataset.rows[row].mos for row in fold.test]
-    known = {"test": targets.rows(fold.test)}
-    return {
-        name: report(predict(config, net, name, paths, accelerator), mos[name], known.get(name))
-        for name, paths in sets.items()
-    }
-
-
-def predict(config: Config, net: MPIQE, name: str, paths: list[Path], accelerator: Accelerator) -> Predicted:
-    """Judge files, shared among the processes; all of them get all."""
+def run_fold(config: Config, plan: Plan, targets: Targets, number: int, run: FoldRun) -> Trained:
+    """Train and test one fold."""
+    fold, net = plan.folds[number], build(config).to(run.device)
+    learnt = targets.rows(fold.train)
+    loop = train(config, plan.train_paths(fold), learnt, net, run)
+    result: dict[str, Any] = {"fold": fold.name, "n_train": len(fold.train), "labelled": learnt.labelled()}
+    result |= {"steps": loop.pace.steps, "history": loop.history, "tests": {}}
     look: dict[str, Any] = {"shorter_edge": config.shorter_edge, "seed": net.config.crop_seed}
-    images = JudgedCrops(paths, net.preprocess.size, config.crops, **look)
-    mine = list(range(len(paths)))[accelerator.process_index :: accelerator.num_processes]
-    fours = [mine[i : i + 4] for i in range(0, len(mine), 4)]
-    batches = loader(images, fours, stack_patches, workers=config.workers, seed=config.seed)
-    bar = tqdm(batches, f"test, {name}", leave=False, disable=not accelerator.is_local_main_process)
-    with accelerator.autocast():
-        return Predicted.together(gather_object([tell_all(net, bar, accelerator.device)]))
+    for name, test in held_out([plan], number).items():
+        images = fixed_crops(test.paths, net.preprocess.size, config.crops, **look)
+        prediction = run.predict(net, partial(predict, net, run.device), images, f"test, {name}", batch=4)
+        known = {} if test.rows is None else targets.rows(test.rows).classes()
+        result["tests"][name] = report(prediction, test.mos, f"{fold.name}, test on {name}", **known)
+    files = [path.name for path in plan.train_paths(fold)]
+    return Trained(net, result, {"data": {plan.dataset.name: files}, "init": origin_of(config)})
 
 
-class Read(nn.Module):
-    """`MPIQE.read` as a forward, which data parallelism needs."""
-
-    def __init__(self, net: MPIQE) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, crops: Tensor) -> Reading:
-        """(N, 3, h, w) in [0, 1] -> a reading of each."""
-        return self.net.read(crops)
+def predict(net: MPIQE, device: torch.device, batch: Example) -> Sequence[Tensor]:
+    """What the crops of images say together."""
+    return mean_over_crops(net.read(batch.pixels(device)), net.config.crops)
 
 
-class Training:
-    """One fold; all draws are functions of the step."""
+def train(config: Config, paths: Sequence[Path], targets: Targets, net: MPIQE, run: FoldRun) -> Loop:
+    """Learn from images what is known of them."""
+    images = training_crops(paths, net.preprocess.size, shorter_edge=config.shorter_edge, seed=config.seed)
+    learnt = nn.ParameterList(parameter for parameter in net.parameters() if parameter.requires_grad)
+    optimizer = torch.optim.Adam(learnt, lr=config.lr, weight_decay=config.weight_decay)
+    items, batch_size = np.arange(len(paths) * config.crops), cast(int, config.batch)
+    per_epoch = len(items) // batch_size
+    steps = config.epochs * per_epoch
+    pace: dict[str, Any] = {"steps": steps, "per_epoch": per_epoch, "batch": batch_size, "unit": "crops"}
+    loop = run.loop(learnt, optimizer, losses=Losses._fields, **pace, targets=targets.digest())
 
-    def __init__(self, config: Config, plan: Plan, targets: Targets, fold: Fold, accelerator: Accelerator) -> None:
-        self.config, self.accelerator = config, accelerator
-        self.net = build(config).to(accelerator.device)
-        self.targets = targets.rows(fold.train)
-        crop, batch = self.net.preprocess.size, cast(int, config.batch)
-        look: dict[str, Any] = {"shorter_edge": config.shorter_edge, "seed": config.seed}
-        self.images = TrainingCrops(plan.train_paths(fold), crop, **look)
-        learnt = nn.ParameterList(p for p in self.net.parameters() if p.requires_grad)
-        optimizer = torch.optim.Adam(learnt, lr=config.lr, weight_decay=config.weight_decay)
-        items = np.arange(len(fold.train) * config.crops)
-        per_epoch = len(items) // batch
-        self.steps = config.epochs * per_epoch
-        self.loop = Loop(
-            accelerator,
-            config.out / fold.name,
-            learnt,
-            optimizer,
-            losses=Losses._fields,
-            pace=Pace(self.steps, per_epoch, config.log_every, config.save_every, batch, unit="crops"),
-            identity={**as_dict(config), "fold": fold.name, "targets": self.targets.digest()},
-        )
-        share = {"process": accelerator.process_index, "processes": accelerator.num_processes, "seed": config.seed}
-        self.batches = GlobalBatches(items, batch, self.steps, first=self.loop.first, **share)
-        self.model, self.optimizer = accelerator.prepare(Read(self.net), optimizer)
-
-    def run(self) -> None:
-        """All steps that are left."""
-        workers, seed = self.config.workers, self.config.seed
-        batches = loader(self.images, self.batches, stack_patches, workers=workers, seed=seed)
-        self.loop.run(self.step, batches, self.names)
-
-    def names(self, step: int) -> list[str]:
-        """The files in the batch of a step."""
-        paths = self.images.paths
-        return [paths[item % len(paths)].name for item in self.batches.whole(step)[1]]
-
-    def step(self, step: int, batch: Patches) -> Tensor:
-        """One optimizer step; its losses."""
-        config, device = self.config, self.accelerator.device
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * cosine(step / self.steps, config.warmup / config.epochs)
-        self.model.train()
-        reading = self.model(batch.pixels(device))
-        found = losses(
-            reading,
-            self.targets.rows(batch.number).to(device),
+    def weighted(model: nn.Module, step: int, batch: Example) -> Tensor:
+        each = losses(
+            model(batch.pixels(run.device)),
+            targets.rows(batch.number).to(run.device),
             distortion_weight=config.distortion_weight,
             score_weight=cast(float, config.score_weight),
             literal_norm=config.literal_norm,
         )
-        self.optimizer.zero_grad()
-        self.accelerator.backward(found.total)
-        self.optimizer.step()
-        return torch.stack(found).detach()
+        return torch.stack(each)
+
+    def rates(step: int) -> list[float]:
+        return [config.lr * cosine(step / steps, config.warmup / config.epochs)]
+
+    batches = partial(GlobalBatches, items, batch_size, steps)
+    run.train(loop, Forward(net, net.read), images, batches, weighted, rates)
+    return loop
 
 
-def summarise(config: Config, plan: Plan, targets: Targets) -> None:
-    """Print and write the table of all folds."""
-    results = [json.loads((config.out / fold.name / "metrics.json").read_text()) for fold in plan.folds]
-    medians, lines = summary(results)
-    known = ", ".join(f"{count} with {name}" for name, count in targets.labelled().items())
-    print("\n".join([f"{plan.protocol}; {len(targets.mos)} images, {known}", *lines]))
-    about = {"protocol": plan.protocol, "n": len(targets.mos), "labelled": targets.labelled()}
-    write_json(config.out / "metrics.json", {**about, **medians, "folds": results})
+def main(argv: Sequence[str] | None = None) -> None:
+    """What the command line says."""
+    run_command({"": run}, argv, __doc__)
 
 
 if __name__ == "__main__":

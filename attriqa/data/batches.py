@@ -1,6 +1,6 @@
 """Batches that any number of processes share and that resume at any position."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ from torch.utils.data import Sampler
 CENTRAL = -1  # in the place of an epoch: the central crop, never flipped
 
 
-def central(numbers: NDArray[np.int64], batch: int = 32) -> list[list[tuple[int, int]]]:
+def central(numbers: Iterable[int], batch: int = 32) -> list[list[tuple[int, int]]]:
     """The central crops of some images, as a loader's ``batch_sampler``."""
     where = [(CENTRAL, int(number)) for number in numbers]
     return [where[start : start + batch] for start in range(0, len(where), batch)]
@@ -65,6 +65,10 @@ class GlobalBatches(Sampler[list[tuple[int, int]]]):
             self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.rows)
         return epoch, self._order[place * self.batch : (place + 1) * self.batch]
 
+    def numbers(self, position: int) -> list[int]:
+        """Those of the images of the batch at ``position``, over all processes."""
+        return [int(number) for number in self.whole(position)[1]]
+
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for position in range(self.first, self.total):
             epoch, numbers = self.whole(position)
@@ -107,9 +111,9 @@ class JointBatches(Sampler[list[tuple[int, int]]]):
         ]
         self._length = total - first
 
-    def whole(self, position: int) -> list[int]:
-        """The numbers of the images of the batch at ``position``, over all processes."""
-        return [int(number) for batches in self.sets for number in batches.whole(position)[1]]
+    def numbers(self, position: int) -> list[int]:
+        """Those of the images of the batch at ``position``, over all processes."""
+        return [number for batches in self.sets for number in batches.numbers(position)]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for parts in zip(*self.sets, strict=True):

@@ -5,6 +5,7 @@ one sees. Pixels travel as bytes: a distorted image that a user has is a file, t
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from attriqa.data.batches import CENTRAL
-from attriqa.data.crops import crop_and_flip
-from attriqa.data.sources import Source, applicable
+from attriqa.data.crops import Example, FileCrops, PhotoCrops, Rng, as_bytes, crop_and_flip, named
+from attriqa.data.sources import DistortionSource, applicable
 from attriqa.distortions.mixtures import (
     COUNT,
     LEVELS,
@@ -32,37 +32,8 @@ _MULTI, _SINGLE = 1, 2  # streams of the test sets' draws
 _CLEAN = Recipe((), (), 0)
 
 
-class Example(NamedTuple):
-    """One image, or a batch of them (`stack`)."""
-
-    image: Tensor  # (3, S, S) or (B, 3, S, S), uint8: as a file would hold it, a quarter of the memory on its way
-    strengths: Tensor  # (D,) or (B, D) float32 in [0, 1]
-    number: Any  # the item's number, or (B,) of them
-    unreadable: dict[str, str]  # path -> reason; the image is then black
-
-    def pixels(self, device: torch.device) -> Tensor:
-        """``image`` on a device, float32 in [0, 1].
-
-        Raises:
-            ImageError: it could not be read.
-        """
-        for path, reason in self.unreadable.items():
-            raise ImageError(path, reason)
-        return self.image.to(device, non_blocking=True).float().div_(255)
-
-
-def stack(examples: list[Example]) -> Example:
-    """Examples -> one batch."""
-    return Example(
-        torch.stack([example.image for example in examples]),
-        torch.stack([example.strengths for example in examples]),
-        torch.tensor([example.number for example in examples]),
-        {path: reason for example in examples for path, reason in example.unreadable.items()},
-    )
-
-
-class Files(Dataset[Example]):
-    """Images that are distorted already: whole and resized, or cut out; flipped at random, but not in a test.
+class Files(FileCrops):
+    """Images that are distorted already: resized as they are, or a square of them; flipped at random, not in a test.
 
     Args:
         source: with strengths.
@@ -71,33 +42,76 @@ class Files(Dataset[Example]):
         seed: of the draws.
     """
 
-    def __init__(self, source: Source, prepare: Callable[[Tensor], Tensor], *, crop: int, seed: int) -> None:
+    def __init__(self, source: DistortionSource, prepare: Callable[[Tensor], Tensor], *, crop: int, seed: int) -> None:
         if source.strengths is None:
             raise ValueError(f"source: expected one with strengths, {source.name} has none")
-        self.paths, self.strengths = source.paths, source.strengths
-        self.prepare, self.crop, self.seed = prepare, crop, seed
-        self.empty = torch.zeros(prepare(torch.zeros(1, 3, 32, 32)).shape[1:] if not crop else (3, crop, crop))
-
-    def path(self, number: int) -> Path:
-        """The file of an item."""
-        return self.paths[number]
+        size = (crop, crop) if crop else _size(prepare(torch.zeros(1, 3, 32, 32)))
+        super().__init__(source.paths, partial(crop_and_flip, size=size), _same if crop else prepare, seed=seed, keep=0)
+        self.strengths = source.strengths
 
     def __getitem__(self, where: tuple[int, int]) -> Example:
-        epoch, number = where
-        rng = None if epoch == CENTRAL else np.random.default_rng([self.seed, epoch, number])
-        image, reason = _read(self.paths[number], self.crop, None)
-        if reason:
-            return Example(_bytes(self.empty), self.strengths[number], number, {str(self.paths[number]): reason})
-        image = _cut(image, self.crop, rng) if self.crop else self.prepare(image[None])[0]
-        image = image.flip(2) if rng is not None and not self.crop and rng.random() < 0.5 else image
-        return Example(_bytes(image), self.strengths[number], number, {})
+        return super().__getitem__(where)._replace(strengths=self.strengths[where[1]])
 
 
-class Mixtures(Dataset[Example]):
+def _same(image: Tensor) -> Tensor:
+    return image
+
+
+def _size(image: Tensor) -> tuple[int, int]:
+    return image.shape[2], image.shape[3]
+
+
+class _DistortedPhotos(Dataset[Example]):
+    """Squares of pristine photos, distorted at their own size by a recipe each.
+
+    A loader asks for a whole batch at once: images with a step in common are distorted together, which saves most of
+    the time that small crops take.
+
+    Raises:
+        ValueError: the crop is too small for a distortion.
+    """
+
+    def __init__(self, source: DistortionSource, crop: int, shorter_edge: int | None) -> None:
+        self.among = applicable(source.keys)
+        check_crop(crop, self.among)
+        self.paths, self.crop, self.shorter_edge = source.paths, crop, shorter_edge
+
+    def path(self, number: int) -> Path:
+        """The photo of an item."""
+        return self.paths[number % len(self.paths)]
+
+    def recipe(self, epoch: int, number: int) -> tuple[Recipe, Rng]:
+        """What is done to an item, and the generator that it is cut by."""
+        raise NotImplementedError
+
+    def __getitem__(self, where: tuple[int, int]) -> Example:
+        return self.__getitems__([where])[0]
+
+    def __getitems__(self, batch: Sequence[tuple[int, int]]) -> list[Example]:
+        """The items of a batch, each at ``(epoch, number)``."""
+        examples, recipes = [], []
+        for epoch, number in batch:
+            recipe, rng = self.recipe(epoch, number)
+            image, unreadable = torch.zeros(3, self.crop, self.crop), tuple[ImageError, ...]()
+            try:
+                photo = read(self.path(number), shorter_edge=self.shorter_edge)
+                image = crop_and_flip(photo, self.crop, rng).contiguous()
+            except ValueError as error:
+                recipe, unreadable = _CLEAN, (named(error, self.path(number)),)
+            examples.append(Example(image, number, unreadable))
+            recipes.append(recipe)
+        images = apply_recipes(torch.stack([example.image for example in examples]), recipes)
+        targets = strengths(recipes)[:, self.among]
+        return [
+            example._replace(image=as_bytes(image)[None], strengths=target)
+            for example, image, target in zip(examples, images, targets, strict=True)
+        ]
+
+
+class Mixtures(_DistortedPhotos):
     """Random crops of pristine photos, each with distortions of its own, drawn anew in each epoch.
 
-    They are applied at the crop's size. A loader asks for a whole batch at once: images with a step in common are
-    distorted together, which saves most of the time that small crops take. Item n is of photo n modulo their number.
+    Item n is of photo n modulo their number.
 
     Args:
         source: of photos.
@@ -112,36 +126,28 @@ class Mixtures(Dataset[Example]):
     """
 
     def __init__(
-        self, source: Source, *, crop: int, most: int, clean_share: float, seed: int, shorter_edge: int | None = None
+        self,
+        source: DistortionSource,
+        *,
+        crop: int,
+        most: int,
+        clean_share: float,
+        seed: int,
+        shorter_edge: int | None = None,
     ) -> None:
-        self.among = applicable(source.keys)
-        check_draw(most, self.among)
-        check_crop(crop, self.among)
-        if not 0 <= clean_share <= 1:
-            raise ValueError(f"--clean-share: expected a share in [0, 1], got {clean_share}")
-        self.paths = source.paths
-        self.crop, self.most, self.clean_share, self.seed = crop, most, clean_share, seed
-        self.shorter_edge = shorter_edge
+        super().__init__(source, crop, shorter_edge)
+        check_mixture(most, clean_share, self.among)
+        self.most, self.clean_share, self.seed = most, clean_share, seed
 
-    def path(self, number: int) -> Path:
-        """The photo of an item."""
-        return self.paths[number % len(self.paths)]
-
-    def __getitem__(self, where: tuple[int, int]) -> Example:
-        return self.__getitems__([where])[0]
-
-    def __getitems__(self, batch: Sequence[tuple[int, int]]) -> list[Example]:
-        """The items of a batch, each at ``(epoch, number)``."""
-        drawn = []
-        for epoch, number in batch:
-            rng, recipe = np.random.default_rng([self.seed, epoch, number]), _CLEAN
-            if rng.random() >= self.clean_share:
-                recipe = draw_recipe(rng, most=self.most, among=self.among)
-            drawn.append(_Drawn(*_square(self.path(number), self.crop, self.shorter_edge, rng), recipe, number))
-        return _distorted(drawn, self.among)
+    def recipe(self, epoch: int, number: int) -> tuple[Recipe, Rng]:
+        """Drawn."""
+        rng = np.random.default_rng([self.seed, epoch, number])
+        if rng.random() < self.clean_share:
+            return _CLEAN, rng
+        return draw_recipe(rng, most=self.most, among=self.among), rng
 
 
-class FixedMixtures(Dataset[Example]):
+class FixedMixtures(_DistortedPhotos):
     """Central crops of pristine photos with known recipes: a test that is the same each time.
 
     Args:
@@ -149,83 +155,39 @@ class FixedMixtures(Dataset[Example]):
         recipes: number of the photo in ``source``, and recipe, of each item.
         crop: px, side of the square that is cut out.
         shorter_edge: px that photos are read at; None: their own size.
-
-    Raises:
-        ValueError: the crop is too small for a distortion.
     """
 
     def __init__(
-        self, source: Source, recipes: Sequence[tuple[int, Recipe]], *, crop: int, shorter_edge: int | None = None
+        self,
+        source: DistortionSource,
+        recipes: Sequence[tuple[int, Recipe]],
+        *,
+        crop: int,
+        shorter_edge: int | None = None,
     ) -> None:
-        self.among = applicable(source.keys)
-        check_crop(crop, self.among)
-        self.paths, self.recipes, self.crop, self.shorter_edge = source.paths, recipes, crop, shorter_edge
+        super().__init__(source, crop, shorter_edge)
+        self.recipes = recipes
 
     def path(self, number: int) -> Path:
         """The photo of an item."""
         return self.paths[self.recipes[number][0]]
 
-    def __getitem__(self, where: tuple[int, int]) -> Example:
-        return self.__getitems__([where])[0]
-
-    def __getitems__(self, batch: Sequence[tuple[int, int]]) -> list[Example]:
-        """The items of a batch, each at ``(CENTRAL, number)``."""
-        drawn = [
-            _Drawn(*_square(self.path(number), self.crop, self.shorter_edge, None), self.recipes[number][1], number)
-            for _, number in batch
-        ]
-        return _distorted(drawn, self.among)
+    def recipe(self, epoch: int, number: int) -> tuple[Recipe, Rng]:
+        """As it was given."""
+        return self.recipes[number][1], None
 
 
 def check_crop(crop: int, among: Sequence[int]) -> None:
     """Refuse, with a ``ValueError``, a crop that is too small for one of the distortions."""
     if crop < smallest_side(among):
-        raise ValueError(f"--crop: expected at least {smallest_side(among)} px for these distortions, got {crop}")
+        raise ValueError(f"crop: expected at least {smallest_side(among)} px for these distortions, got {crop}")
 
 
-class _Drawn(NamedTuple):
-    image: Tensor
-    unreadable: dict[str, str]
-    recipe: Recipe
-    number: int
-
-
-def _distorted(drawn: Sequence[_Drawn], among: Sequence[int]) -> list[Example]:
-    recipes = [_CLEAN if one.unreadable else one.recipe for one in drawn]
-    images = apply_recipes(torch.stack([one.image for one in drawn]), recipes)
-    target = strengths(recipes)[:, among]
-    return [
-        Example(_bytes(image), row, one.number, one.unreadable)
-        for image, row, one in zip(images, target, drawn, strict=True)
-    ]
-
-
-def _square(
-    path: Path, size: int, shorter_edge: int | None, rng: np.random.Generator | None
-) -> tuple[Tensor, dict[str, str]]:
-    image, reason = _read(path, size, shorter_edge)
-    return (torch.zeros(3, size, size), {str(path): reason}) if reason else (_cut(image, size, rng).contiguous(), {})
-
-
-def _read(path: Path, least: int, shorter_edge: int | None) -> tuple[Tensor, str]:
-    """An image, or why it cannot be used. Errors of a loading process would lose their type on the way."""
-    try:
-        image = read(path, shorter_edge=shorter_edge)
-    except ImageError as error:
-        return torch.empty(0), error.reason
-    side = min(image.shape[1:])
-    return (image, "") if side >= least else (image, f"its shorter side has {side} px, less than a crop of {least}")
-
-
-def _cut(image: Tensor, size: int, rng: np.random.Generator | None) -> Tensor:
-    down, right = image.shape[1] - size, image.shape[2] - size
-    top, left = (rng.integers(down + 1), rng.integers(right + 1)) if rng else (down // 2, right // 2)
-    cut = image[:, top : top + size, left : left + size]
-    return cut.flip(2) if rng is not None and rng.random() < 0.5 else cut
-
-
-def _bytes(image: Tensor) -> Tensor:
-    return (image * 255).round().to(torch.uint8)
+def check_mixture(most: int, clean_share: float, among: Sequence[int]) -> None:
+    """Refuse, with a ``ValueError``, what no mixture can be drawn from."""
+    check_draw(most, among)
+    if not 0 <= clean_share <= 1:
+        raise ValueError(f"clean_share: expected a share in [0, 1], got {clean_share}")
 
 
 def mixed_recipes(
@@ -281,7 +243,7 @@ class HeldOut(NamedTuple):
 
 
 def photo_tests(
-    source: Source,
+    source: DistortionSource,
     photos: Sequence[int],
     *,
     most: int,
@@ -318,11 +280,8 @@ def photo_tests(
     ]
 
 
-class DistortedCrops(Dataset[tuple[Tensor, Tensor]]):
+class DistortedCrops(PhotoCrops):
     """Random crops and flips of pristine photos, distorted at the crop's size by recipes that change with each epoch.
-
-    Each draw is a function of (seed, epoch, index of the photo) alone: a resumed run sees what an uninterrupted one
-    does, whatever the number of workers.
 
     Args:
         paths: the photos.
@@ -350,38 +309,14 @@ class DistortedCrops(Dataset[tuple[Tensor, Tensor]]):
         clean_share: float = 0.1,
         shorter_edge: int | None = None,
     ) -> None:
-        check_draw(most, among)
-        if crop < smallest_side(among):
-            raise ValueError(f"crop: expected at least {smallest_side(among)} px for these distortions, got {crop}")
-        if not 0 <= clean_share <= 1:
-            raise ValueError(f"clean_share: expected a share in [0, 1], got {clean_share}")
-        self.paths = tuple(paths)
-        self.crop = crop
-        self.most = most
-        self.seed = seed
-        self.among = tuple(among)
-        self.clean_share = clean_share
-        self.shorter_edge = shorter_edge
-        self.start_epoch(0)
+        check_mixture(most, clean_share, among)
+        check_crop(crop, among)
+        super().__init__(paths, shorter_edge, crop, seed)
+        self.most, self.among, self.clean_share = most, tuple(among), clean_share
 
-    def start_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose draws the items are; before the loader is iterated."""
-        self.epoch = epoch
-        self.order = np.random.default_rng([self.seed, epoch]).permutation(len(self.paths))
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
-        index = int(self.order[position])
-        rng = np.random.default_rng([self.seed, self.epoch, index])
-        photo = read(self.paths[index], shorter_edge=self.shorter_edge)
-        height, width = photo.shape[1:]
-        if min(height, width) < self.crop:
-            side = min(height, width)
-            raise ValueError(f"crop: expected at most the shorter side of {self.paths[index]}, {side}, got {self.crop}")
-        image = crop_and_flip(photo, self.crop, rng).contiguous()
+    def __getitem__(self, position: int) -> tuple[Tensor, Any]:
+        image, _, rng = self.draw(position)
         if rng.random() < self.clean_share:
-            return image, torch.zeros(COUNT)
+            return image.contiguous(), torch.zeros(COUNT)
         recipe = draw_recipe(rng, most=self.most, among=self.among)
-        return apply_recipes(image[None], [recipe])[0], strengths([recipe])[0]
+        return apply_recipes(image.contiguous()[None], [recipe])[0], strengths([recipe])[0]

@@ -1,7 +1,7 @@
 """Images whose distortions are known, for ExIQA: where they come from and how they are split.
 
-Three kinds of `Source`: a synthetic data set with opinion scores, a manifest of training/distort.py, and pristine
-photos that are distorted as they come. In all of them rows of one reference stay on one side of a split.
+Three kinds of `DistortionSource`: a synthetic data set with opinion scores, a manifest of training/distort.py, and
+pristine photos that are distorted as they come. In all of them rows of one reference stay on one side of a split.
 """
 
 import difflib
@@ -28,7 +28,7 @@ _WORSE = {"jp2k": -1, "jpeg": -1, "fastfading": -1, "wn": 1, "gblur": 1}  # LIVE
 
 
 @dataclass(frozen=True)
-class Source:
+class DistortionSource:
     """Images and what is known of them; D distortions, in the order of ``keys``."""
 
     name: str
@@ -40,7 +40,7 @@ class Source:
     levels: tuple[int, ...] | int = LEVELS  # of each distortion
     named: bool = True  # False: ``strengths`` are all 0, for the distortions are none of ``keys``
 
-    def only(self, rows: Sequence[int]) -> "Source":
+    def only(self, rows: Sequence[int]) -> "DistortionSource":
         """Some of its rows."""
         chosen = list(rows)
         return replace(
@@ -75,7 +75,7 @@ def chosen(table: Sequence[DistortionAttributes], keys: Sequence[str] | None) ->
 
 def rated_source(
     spec: str, keys: Sequence[str], known: Sequence[str], *, limit: int | None = None, unnamed: bool = False
-) -> Source:
+) -> DistortionSource:
     """A synthetic data set with opinion scores.
 
     Args:
@@ -109,7 +109,7 @@ def rated_source(
             target_row[places[kinds[i]]] = strengths[i]
     low, high = dataset.mos_range
     paths = tuple(dataset.rows[i].path for i in rows)
-    return Source(
+    return DistortionSource(
         dataset.name,
         tuple(keys),
         paths,
@@ -150,7 +150,7 @@ def strengths_of(dataset: datasets.Dataset) -> list[float]:
     return [level / level_count(dataset.name, kind) for level, kind in zip(levels, kinds, strict=True)]
 
 
-def manifest_source(path: Path, keys: Sequence[str], *, limit: int | None = None) -> Source:
+def manifest_source(path: Path, keys: Sequence[str], *, limit: int | None = None) -> DistortionSource:
     """A set that training/distort.py made; rows with a distortion other than ``keys`` are left out.
 
     Raises:
@@ -164,10 +164,14 @@ def manifest_source(path: Path, keys: Sequence[str], *, limit: int | None = None
         raise ValueError(f"--manifest: {path} has no image with distortions of {', '.join(keys[:8])} alone")
     paths = tuple(row.path for row in rows)
     groups = merge_duplicates(paths, [row.reference for row in rows])
-    return Source(path.name, tuple(keys), paths, tuple(groups), torch.stack([row.strengths[among] for row in rows]))
+    return DistortionSource(
+        path.name, tuple(keys), paths, tuple(groups), torch.stack([row.strengths[among] for row in rows])
+    )
 
 
-def photo_source(folder: Path, patterns: Sequence[str], keys: Sequence[str], *, limit: int | None = None) -> Source:
+def photo_source(
+    folder: Path, patterns: Sequence[str], keys: Sequence[str], *, limit: int | None = None
+) -> DistortionSource:
     """Pristine photos, to be distorted as they come.
 
     Args:
@@ -182,7 +186,9 @@ def photo_source(folder: Path, patterns: Sequence[str], keys: Sequence[str], *, 
     applicable(keys)
     found = [path for pattern in patterns for path in _images(folder, pattern)]
     paths = tuple(_some(list(dict.fromkeys(found)), limit))
-    return Source(folder.name, tuple(keys), paths, tuple(merge_duplicates(paths, [path.name for path in paths])))
+    return DistortionSource(
+        folder.name, tuple(keys), paths, tuple(merge_duplicates(paths, [path.name for path in paths]))
+    )
 
 
 def _some(rows: list[RowT], limit: int | None) -> list[RowT]:
@@ -211,10 +217,10 @@ def applicable(keys: Sequence[str]) -> list[int]:
     return [DISTORTION_KEYS.index(key) for key in keys]
 
 
-class Plan(NamedTuple):
+class DistortionPlan(NamedTuple):
     """What is learnt from and tested on."""
 
-    source: Source
+    source: DistortionSource
     folds: tuple[Fold, ...]
     table: tuple[DistortionAttributes, ...]  # of ``source.keys``
     protocol: str  # in words
@@ -229,7 +235,7 @@ def rated_plan(
     held_out: float,
     limit: int | None = None,
     unnamed: bool = False,
-) -> Plan:
+) -> DistortionPlan:
     """Random splits of a `rated_source` by reference; of a ``table``, the distortions ``keys`` are wanted, or all."""
     wanted = chosen(table, keys)
     names, known = [entry.key for entry in wanted], [entry.key for entry in table]
@@ -238,7 +244,7 @@ def rated_plan(
 
 def manifest_plan(
     path: Path, table: tuple[DistortionAttributes, ...], *, splits: int, held_out: float, limit: int | None = None
-) -> Plan:
+) -> DistortionPlan:
     """Random splits of a `manifest_source` by reference, for all distortions of ``table``."""
     return _split(manifest_source(path, [entry.key for entry in table], limit=limit), table, splits, held_out)
 
@@ -252,7 +258,7 @@ def photo_plan(
     splits: int,
     held_out: float,
     limit: int | None = None,
-) -> Plan:
+) -> DistortionPlan:
     """A `photo_source` for all distortions of ``table``, and photos for the test: by patterns, or random splits.
 
     Raises:
@@ -268,11 +274,13 @@ def photo_plan(
     first, last = len(source.paths), len(source.paths) + len(tests.paths)
     whole = replace(source, paths=source.paths + tests.paths, groups=source.groups + tests.groups)
     fold = Fold("split0", list(range(first)), list(range(first, last)))
-    return Plan(whole, (fold,), table, f"{source.name}: tested on photos unseen ({', '.join(test_patterns)})")
+    return DistortionPlan(whole, (fold,), table, f"{source.name}: tested on photos unseen ({', '.join(test_patterns)})")
 
 
-def _split(source: Source, table: tuple[DistortionAttributes, ...], splits: int, held_out: float) -> Plan:
+def _split(
+    source: DistortionSource, table: tuple[DistortionAttributes, ...], splits: int, held_out: float
+) -> DistortionPlan:
     """``split0``, ``split1``, ...: random splits that keep each reference whole, seeded 0, 1, ..."""
     folds = tuple(Fold(f"split{seed}", *random_split(source.groups, seed, held_out)) for seed in range(splits))
     protocol = f"{source.name}: random {1 - held_out:.0%} / {held_out:.0%} splits by reference, median of {splits}"
-    return Plan(source, folds, table, protocol)
+    return DistortionPlan(source, folds, table, protocol)

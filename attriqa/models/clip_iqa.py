@@ -4,26 +4,21 @@ Source: Wang, Chan and Loy, "Exploring CLIP for Assessing the Look and Feel of I
 """
 
 import copy
-import dataclasses
 import tomllib
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attriqa.attributes import ATTRIBUTES
-from attriqa.files import as_dict
-from attriqa.models import checkpoint
 from attriqa.models.assessment import Assessment
-from attriqa.models.base import QualityModel
-from attriqa.models.clip import checkpoint as clip_checkpoint
+from attriqa.models.clip.model import CLIPModel, CLIPModelConfig, distinct_tokens
 from attriqa.models.clip.prompts import AroundContext
-from attriqa.models.clip.towers import CLIPTowers, activation_bytes, drop_positional_embedding, load_clip
+from attriqa.models.clip.towers import CLIPTowers, activation_bytes, clip_of, drop_positional_embedding
 from attriqa.models.views import View
 
 QUALITY = ("Good photo.", "Bad photo.")
@@ -78,7 +73,7 @@ def read_pairs(path: Path) -> tuple[Pair, ...]:
 
 
 @dataclass(frozen=True)
-class ClipIQAConfig:
+class ClipIQAConfig(CLIPModelConfig):
     """Everything that a `ClipIQA` is beside its CLIP; saved inside its checkpoint.
 
     Raises:
@@ -92,18 +87,15 @@ class ClipIQAConfig:
 
     def __post_init__(self) -> None:
         _check_pairs((Pair("quality", *self.quality), *self.pairs))
-        _check_scale(self.logit_scale)
+        self.require_positive("logit_scale")
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ClipIQAConfig":
-        """Rebuild from JSON; unknown or missing fields are refused."""
-        checked = _checked_fields(cls, values)
-        pairs = tuple(Pair(*pair) for pair in values["pairs"])
-        return cls(**{**checked, "quality": tuple(values["quality"]), "pairs": pairs})
+    def _from_json(cls, name: str, value: Any) -> Any:
+        return tuple(Pair(*pair) for pair in value) if name == "pairs" else super()._from_json(name, value)
 
 
 @dataclass(frozen=True)
-class ClipIQAPlusConfig:
+class ClipIQAPlusConfig(CLIPModelConfig):
     """Everything that a `ClipIQAPlus` is beside its CLIP; saved inside its checkpoint.
 
     Raises:
@@ -118,14 +110,8 @@ class ClipIQAPlusConfig:
 
     def __post_init__(self) -> None:
         _check_pairs((Pair("quality", *self.quality),))
-        _check_scale(self.logit_scale)
-        if self.context < 2:
-            raise ValueError(f"context: expected at least 2, got {self.context}")
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ClipIQAPlusConfig":
-        """Rebuild from JSON; unknown or missing fields are refused."""
-        return cls(**{**_checked_fields(cls, values), "quality": tuple(values["quality"])})
+        self.require_positive("logit_scale")
+        self.require_least(context=2)
 
 
 def _check_pairs(pairs: Sequence[Pair]) -> None:
@@ -137,77 +123,31 @@ def _check_pairs(pairs: Sequence[Pair]) -> None:
             raise ValueError(f"{name}: expected two different texts, got {', '.join(map(repr, texts))}")
 
 
-def _check_scale(scale: float | None) -> None:
-    if scale is not None and not 0 < scale < float("inf"):
-        raise ValueError(f"logit_scale: expected a number above 0, got {scale}")
-
-
-def _checked_fields(config: type[ClipIQAConfig] | type[ClipIQAPlusConfig], values: Mapping[str, Any]) -> dict[str, Any]:
-    names = {field.name for field in dataclasses.fields(config)}
-    if set(values) != names:
-        raise ValueError(f"config: expected the fields {sorted(names)}, differing: {sorted(names ^ set(values))}")
-    return dict(values)
-
-
-class _Antonyms(QualityModel):
+class _Antonyms(CLIPModel):
     """An image between two texts, once or several times; both towers frozen.
 
     Without positional embedding images are taken as they are, at any size of at least 32 px: what a resize would blur
-    is what is judged (CLIP-IQA, section 3.2). The tower is then a copy of the one that was given.
+    is what is scored (CLIP-IQA, section 3.2). The tower is then a copy of the one that was given.
     """
 
     config: ClipIQAConfig | ClipIQAPlusConfig
-    views = ("own",)
-    _texts: Tensor | None
 
     def __init__(self, config: ClipIQAConfig | ClipIQAPlusConfig, towers: CLIPTowers) -> None:
-        super().__init__()
-        self.config, self.preprocess = config, towers.preprocess
-        self.clip = towers.model if config.positional_embedding else copy.deepcopy(towers.model)
+        own = towers.model if config.positional_embedding else copy.deepcopy(towers.model)
+        super().__init__(config, towers._replace(model=own))
         self.clip.requires_grad_(False)
         if not config.positional_embedding:
             try:
                 drop_positional_embedding(self.clip.visual)
             except ValueError as error:
                 raise ValueError(f"{towers.name}: {error}") from error
-        self._towers = towers._replace(model=self.clip)
-        self.register_buffer("_texts", None, persistent=False)
-        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
-
-    @property
-    def distortions(self) -> tuple[str, ...]:
-        """None."""
-        return ()
-
-    def train(self, mode: bool = True) -> Self:
-        """Training mode for what learns; the towers stay in eval mode."""
-        super().train(mode)
-        self.clip.eval()
-        if mode:
-            _forget(self)
-        return self
-
-    @abstractmethod
-    def _encode_texts(self) -> Tensor:
-        """Features of all texts, ``(2 N, E)``: positive, negative, positive, ..."""
-
-    def text_features(self) -> Tensor:
-        """Of all texts, of unit length, ``(2 N, E)`` float32; they are computed once in eval mode."""
-        if self.training:
-            return F.normalize(self._encode_texts().float(), dim=1)
-        if self._texts is None:
-            kind = self.clip.logit_scale.device.type
-            # Not as inference tensors, which no later training step could use.
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast(kind, enabled=False):
-                self._texts = F.normalize(self._encode_texts().float(), dim=1)
-        return self._texts
 
     def image_features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) sRGB in [0, 1] -> (B, E) float32 of unit length."""
         pixels = self.preprocess.geometry(images) if self.config.positional_embedding else images
         return F.normalize(self.clip.encode_image(self.preprocess.normalize(pixels)).float(), dim=1)
 
-    def tell(self, images: Tensor) -> Tensor:
+    def predict(self, images: Tensor) -> Tensor:
         """How near (B, 3, H, W) images are to the first text of each pair, ``(B, N)`` in [0, 1]; nothing is checked.
 
         The softmax over a pair (CLIP-IQA, equation 2) is the sigmoid of the difference.
@@ -218,10 +158,6 @@ class _Antonyms(QualityModel):
             scale = self.config.logit_scale or self.clip.logit_scale.exp()
             return torch.sigmoid(scale * (positive - negative))
 
-    def see(self, images: Tensor, view: View) -> Assessment:
-        """As `forward`: there is one view alone."""
-        return cast(Assessment, self(images))
-
     def activation_bytes(self, height: int, width: int, view: View, *, gradients: bool) -> int:
         """By the tokens of a transformer or the maps of a ResNet, whose number follows the size of the image."""
         visual = self.clip.visual
@@ -231,22 +167,12 @@ class _Antonyms(QualityModel):
         if any(stage is None for stage in stages):
             down, across = visual.conv1.kernel_size
             tokens = 1 + (height // down) * (width // across)
-            block: int = (
-                4 * 18 * tokens * visual.conv1.out_channels
-            )  # as in `attriqa.models.clip.towers.activation_bytes`
+            # As in `attriqa.models.clip.towers.activation_bytes`.
+            block: int = 4 * 18 * tokens * visual.conv1.out_channels
             return 2 * 4 * 3 * pixels + block * (len(visual.transformer.resblocks) if gradients else 1)
         # A block of stage s keeps 16 w 2^s channels on 1 / (16 4^s) of the pixels; the stem w on each.
         kept = 1 + sum(len(cast(nn.Sequential, stage)) / 2**number for number, stage in enumerate(stages))
         return int(4 * pixels * (6 + visual.conv3.out_channels * (kept if gradients else 1)))
-
-    def save(self, path: Path | str, provenance: Mapping[str, Any]) -> None:
-        """Write a checkpoint; a CLIP that its name leads to is left out of it.
-
-        Args:
-            path: where to.
-            provenance: data, commit, metrics; JSON types only.
-        """
-        clip_checkpoint.save(path, self, self._towers, config=as_dict(self.config), provenance=provenance)
 
 
 class ClipIQA(_Antonyms):
@@ -258,7 +184,7 @@ class ClipIQA(_Antonyms):
     Args:
         config: texts, and how images are seen.
         towers: its weights are used as they are; without positional embedding, a copy of them.
-        seed: of nothing; there is nothing to draw.
+        seed: has no effect: nothing is drawn.
 
     Raises:
         ValueError: the positional embedding of this image tower cannot be left out, or the CLIP reads so little of the
@@ -266,19 +192,15 @@ class ClipIQA(_Antonyms):
     """
 
     config: ClipIQAConfig
+    config_type = ClipIQAConfig
+    texts_learn = False
     tokens: Tensor
 
     def __init__(self, config: ClipIQAConfig, towers: CLIPTowers, *, seed: int = 0) -> None:
         super().__init__(config, towers)
-        texts = [*config.quality, *(text for pair in config.pairs for text in pair[1:])]
-        tokens = towers.tokenize(texts)
-        for index in range(0, len(texts), 2):
-            if torch.equal(tokens[index], tokens[index + 1]):
-                raise ValueError(
-                    f"pairs: {towers.name} reads {tokens.shape[1]} tokens of a text, and so cannot tell "
-                    f"{texts[index]!r} from {texts[index + 1]!r}; expected shorter texts"
-                )
-        self.register_buffer("tokens", tokens, persistent=False)
+        texts = [config.quality, *(pair[1:] for pair in config.pairs)]  # two pairs may share one
+        tokens = [distinct_tokens(towers, pair, what="pairs", wanted="shorter texts") for pair in texts]
+        self.register_buffer("tokens", torch.cat(tokens), persistent=False)
         self.train(self.training)
 
     @property
@@ -287,12 +209,12 @@ class ClipIQA(_Antonyms):
         return tuple(pair.name for pair in self.config.pairs)
 
     def _encode_texts(self) -> Tensor:
-        return cast(Tensor, self.clip.encode_text(self.tokens))
+        return F.normalize(self.clip.encode_text(self.tokens).float(), dim=1)
 
     def forward(self, images: Tensor) -> Assessment:
         """Assess (B, 3, H, W) sRGB images in [0, 1]; ``attributes`` has a column for each pair."""
-        told = self.tell(images)
-        return Assessment(told[:, 0], told[:, 1:] if self.config.pairs else None)
+        shares = self.predict(images)
+        return Assessment(shares[:, 0], shares[:, 1:] if self.config.pairs else None)
 
 
 class ClipIQAPlus(_Antonyms):
@@ -308,6 +230,7 @@ class ClipIQAPlus(_Antonyms):
     """
 
     config: ClipIQAPlusConfig
+    config_type = ClipIQAPlusConfig
 
     def __init__(self, config: ClipIQAPlusConfig, towers: CLIPTowers, *, seed: int = 0) -> None:
         super().__init__(config, towers)
@@ -319,22 +242,12 @@ class ClipIQAPlus(_Antonyms):
             raise ValueError(f"{towers.name}: {error}") from error
         self.train(self.training)
 
-    @property
-    def attributes(self) -> tuple[str, ...]:
-        """None."""
-        return ()
-
     def _encode_texts(self) -> Tensor:
-        return cast(Tensor, self.context(self.clip))
+        return F.normalize(self.context(self.clip).float(), dim=1)
 
     def forward(self, images: Tensor) -> Assessment:
         """Assess (B, 3, H, W) sRGB images in [0, 1]."""
-        return Assessment(self.tell(images)[:, 0], None)
-
-
-def _forget(model: _Antonyms, _: object = None) -> None:
-    """Text features belong to the weights that they were computed with."""
-    model._texts = None
+        return Assessment(self.predict(images)[:, 0], None)
 
 
 def zero_shot(name: str, config: ClipIQAConfig | None = None) -> ClipIQA:
@@ -348,45 +261,7 @@ def zero_shot(name: str, config: ClipIQAConfig | None = None) -> ClipIQA:
     Raises:
         ValueError: there is no such model, or no such weights.
     """
-    model, _, weights = (name, "", "") if name.startswith(("hf-hub:", "local-dir:")) else name.partition(":")
-    return ClipIQA(config or ClipIQAConfig(), load_clip(model, weights or None)).eval()
+    return ClipIQA(config or ClipIQAConfig(), clip_of(name)).eval()
 
 
-def restore(saved: checkpoint.Checkpoint, path: Path | str, *, towers: CLIPTowers | None = None) -> ClipIQA:
-    """Build the `ClipIQA` of a checkpoint that has been read.
-
-    Args:
-        saved: what `attriqa.models.checkpoint.load` read.
-        path: where from, for messages.
-        towers: the CLIP of a checkpoint without one, where its name no longer leads to it.
-
-    Raises:
-        attriqa.models.checkpoint.CheckpointError: it is of another architecture, does not fit its own configuration, or
-            its CLIP is gone or has other weights (both are named).
-    """
-    return _restored(saved, path, towers, ClipIQA, ClipIQAConfig)
-
-
-def restore_plus(saved: checkpoint.Checkpoint, path: Path | str, *, towers: CLIPTowers | None = None) -> ClipIQAPlus:
-    """As `restore`, of a `ClipIQAPlus`."""
-    return _restored(saved, path, towers, ClipIQAPlus, ClipIQAPlusConfig)
-
-
-_Model = TypeVar("_Model", ClipIQA, ClipIQAPlus)
-
-
-def _restored(
-    saved: checkpoint.Checkpoint, path: Path | str, towers: CLIPTowers | None, kind: type[_Model], shape: Any
-) -> _Model:
-    about, settings = clip_checkpoint.parts(saved, path, kind.__name__)
-    try:
-        config = shape.from_dict(settings)
-    except (KeyError, TypeError, ValueError) as error:
-        raise checkpoint.CheckpointError(path, f"its config does not build: {error!r}") from error
-    try:
-        towers = clip_checkpoint.towers_of(about, towers)
-        model = kind(config, towers)
-    except (KeyError, TypeError, ValueError) as error:
-        raise checkpoint.CheckpointError(path, f"its CLIP cannot be had: {error}") from error
-    clip_checkpoint.fill(model, saved, towers, path)
-    return model.eval()
+restore, restore_plus = ClipIQA.restore, ClipIQAPlus.restore

@@ -4,10 +4,10 @@ Source: "ExIQA: Explainable Image Quality Assessment Using Distortion Attributes
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,18 +20,16 @@ from attriqa.distortions.attributes import (
     sentences,
     table_hash,
 )
-from attriqa.files import as_dict
 from attriqa.models import checkpoint
 from attriqa.models.assessment import Assessment
-from attriqa.models.base import QualityModel
-from attriqa.models.clip import checkpoint as clip_checkpoint
+from attriqa.models.clip.model import CLIPModel, CLIPModelConfig, cut_to_scale, distinct_tokens
 from attriqa.models.clip.prompts import PromptKind, VisualPrompts
 from attriqa.models.clip.towers import CLIPTowers, activation_bytes
 from attriqa.models.views import View
 
 
 @dataclass(frozen=True)
-class ExIQAConfig:
+class ExIQAConfig(CLIPModelConfig):
     """Everything that an `ExIQA` is beside its CLIP; saved inside its checkpoint.
 
     Raises:
@@ -51,21 +49,15 @@ class ExIQAConfig:
         check_table(self.table)
         if self.tune not in ("prompts", "all"):
             raise ValueError(f"tune: expected prompts or all, got {self.tune!r}")
-        if self.logit_scale is not None and not 0 < self.logit_scale < float("inf"):
-            raise ValueError(f"logit_scale: expected a number above 0, got {self.logit_scale}")
+        self.require_positive("logit_scale")
         if not self.regressor_widths or min(self.regressor_widths) < 1:
             raise ValueError(f"regressor_widths: expected numbers of at least 1, got {self.regressor_widths}")
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ExIQAConfig":
-        """Rebuild from JSON; unknown or missing fields are refused."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        if set(values) != names:
-            raise ValueError(f"config: expected the fields {sorted(names)}, differing: {sorted(names ^ set(values))}")
-        table = tuple(
-            DistortionAttributes(**{**row, "attributes": tuple(row["attributes"])}) for row in values["table"]
-        )
-        return cls(**{**values, "table": table, "regressor_widths": tuple(values["regressor_widths"])})
+    def _from_json(cls, name: str, value: Any) -> Any:
+        if name == "table":
+            return tuple(DistortionAttributes(**row | {"attributes": tuple(row["attributes"])}) for row in value)
+        return super()._from_json(name, value)
 
 
 class Identified(NamedTuple):
@@ -75,12 +67,11 @@ class Identified(NamedTuple):
     probs: Tensor  # (B, D * K) attribute probabilities, K to a distortion
 
 
-class ExIQA(QualityModel):
+class ExIQA(CLIPModel):
     """Image -> attribute probabilities -> strengths of distortions -> score (ExIQA, equations 3 to 9).
 
     Images are resized and cropped as the CLIP wants to see them; gradients go through to their pixels. Towers that do
-    not learn stay in eval mode and without gradients of their own, and the features of the texts are computed once;
-    towers that learn have them computed again for each step in training mode.
+    not learn stay in eval mode and without gradients of their own.
 
     The score is the regressor's output, cut to [0, 1] in value and not in gradient. The regressor starts at 0.5 for
     every image: until it is trained (`has_score`) there is no score.
@@ -96,14 +87,11 @@ class ExIQA(QualityModel):
     """
 
     config: ExIQAConfig
-    views = ("own",)
+    config_type = ExIQAConfig
     tokens: Tensor
-    _directions: Tensor | None
 
     def __init__(self, config: ExIQAConfig, towers: CLIPTowers, *, seed: int = 0) -> None:
-        super().__init__()
-        self.config, self.preprocess, self._towers = config, towers.preprocess, towers
-        self.clip = towers.model
+        super().__init__(config, towers)
         try:
             self.prompts = VisualPrompts(self.clip.visual, config.prompts, config.prompt_kind, seed=seed)
         except ValueError as error:
@@ -114,12 +102,8 @@ class ExIQA(QualityModel):
             torch.manual_seed(seed)
             self.regressor = _regressor(len(config.table) * count, config.regressor_widths, config.regressor_dropout)
         self.register_buffer("tokens", _tokens(config.table, towers), persistent=False)  # (2, D * K, L)
-        self.register_buffer("_directions", None, persistent=False)
-        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
         self.clip.requires_grad_(config.tune == "all")
-        for constant in (self.clip.logit_scale, self.clip.logit_bias):  # the paper's tau learns nothing
-            if constant is not None:
-                constant.requires_grad_(False)
+        self.freeze_temperature()
         self.train(self.training)
 
     @property
@@ -127,11 +111,6 @@ class ExIQA(QualityModel):
         """The CLIP as it stands now, for another model to start from."""
         reloadable = self._towers.reloadable and self.config.tune == "prompts"
         return self._towers._replace(model=self.clip, reloadable=reloadable)
-
-    @property
-    def attributes(self) -> tuple[str, ...]:
-        """None of the five: it knows those of its table alone."""
-        return ()
 
     @property
     def distortions(self) -> tuple[str, ...]:
@@ -143,13 +122,21 @@ class ExIQA(QualityModel):
         """Whether the regressor has been trained."""
         return bool(cast(nn.Linear, self.regressor[-1]).weight.any())
 
-    def train(self, mode: bool = True) -> "ExIQA":
-        """Training mode for what learns."""
+    @property
+    def prompts_hash(self) -> str:  # type: ignore[override]
+        """Of its table."""
+        return table_hash(self.config.table)
+
+    @property
+    def texts_learn(self) -> bool:
+        """Whether the text tower does."""
+        texts = (parameter for name, parameter in self.clip.named_parameters() if not name.startswith("visual."))
+        return any(parameter.requires_grad for parameter in texts)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for what learns, be it all of the towers."""
         super().train(mode)
-        if self.config.tune == "prompts":
-            self.clip.eval()
-        else:
-            _forget(self)
+        self.clip.train(mode and self.config.tune == "all")
         return self
 
     def image_features(self, images: Tensor) -> Tensor:
@@ -158,18 +145,8 @@ class ExIQA(QualityModel):
         features: Tensor = self.prompts(self.clip.visual, pixels).float()
         return F.normalize(features, dim=1) if self.config.normalize else features
 
-    def text_directions(self) -> Tensor:
-        """``t+ - t-`` of each attribute, (D * K, E) float32: the difference of its two texts' features."""
-        texts = (parameter for name, parameter in self.clip.named_parameters() if not name.startswith("visual."))
-        if self.training and any(parameter.requires_grad for parameter in texts):
-            return self._encode_texts()
-        if self._directions is None:
-            # Not as inference tensors, which no later training step could use.
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.tokens.device.type, enabled=False):
-                self._directions = self._encode_texts()
-        return self._directions
-
     def _encode_texts(self) -> Tensor:
+        """``t+ - t-`` of each attribute, (D * K, E): the difference of its two texts' features."""
         features: Tensor = self.clip.encode_text(self.tokens.flatten(0, 1)).float()
         features = F.normalize(features, dim=1) if self.config.normalize else features
         positive, negative = features.chunk(2)
@@ -177,38 +154,40 @@ class ExIQA(QualityModel):
 
     def identify(self, images: Tensor) -> Identified:
         """Attribute probabilities (6) and strengths (7) of (B, 3, H, W) sRGB images in [0, 1]; nothing is checked."""
-        features, directions = self.image_features(images), self.text_directions()
+        features, directions = self.image_features(images), self.text_features()
         with torch.autocast(images.device.type, enabled=False):  # cosines differ by 0.01: bfloat16 drowns that
             scale = self.config.logit_scale or (self.clip.logit_scale.exp() if self.config.normalize else 1.0)
             probs = torch.sigmoid(scale * (features @ directions.T))
             strengths = (probs.unflatten(1, self.weights.shape) * self.weights.softmax(1)).sum(2)
         return Identified(strengths, probs)
 
+    predict = identify
+
     def forward(self, images: Tensor) -> Assessment:
         """Assess (B, 3, H, W) sRGB images in [0, 1]; ``attributes`` is None."""
         strengths, probs = self.identify(images)
         with torch.autocast(images.device.type, enabled=False):
             score = self.regressor(probs).squeeze(1)
-        return Assessment(score + (score.clamp(0, 1) - score).detach(), None, strengths, probs)
-
-    def see(self, images: Tensor, view: View) -> Assessment:
-        """As `forward`: the model's preprocessing is its only view."""
-        return self.forward(images)
+        return Assessment(cut_to_scale(score), None, strengths, probs)
 
     def activation_bytes(self, height: int, width: int, view: View, *, gradients: bool) -> int:
         """By the tokens of the image tower."""
         extra = 0 if self.prompts.prompts is None else self.prompts.prompts.shape[1]
         return activation_bytes(self.clip.visual, height, width, extra=extra, gradients=gradients)
 
-    def save(self, path: Path | str, provenance: Mapping[str, Any]) -> None:
-        """Write a checkpoint; a frozen CLIP that its name leads to is left out of it.
-
-        Args:
-            path: where to.
-            provenance: data, commit, metrics; JSON types only.
-        """
-        settings, prompts_hash = as_dict(self.config), table_hash(self.config.table)
-        clip_checkpoint.save(path, self, self.towers, config=settings, provenance=provenance, prompts_hash=prompts_hash)
+    @classmethod
+    def restore(
+        cls,
+        saved: checkpoint.Checkpoint,
+        path: Path | str,
+        *,
+        towers: CLIPTowers | None = None,
+        table: Sequence[DistortionAttributes] | None = None,
+    ) -> Self:
+        """As `CLIPModel.restore`; where a ``table`` is given, the model is expected to know that one."""
+        model = super().restore(saved, path, towers=towers)
+        _check_tables(saved, model.config.table, table, path)
+        return model
 
 
 def _regressor(seen: int, widths: Sequence[int], dropout: float) -> nn.Sequential:
@@ -226,66 +205,17 @@ def _regressor(seen: int, widths: Sequence[int], dropout: float) -> nn.Sequentia
 def _tokens(table: Sequence[DistortionAttributes], towers: CLIPTowers) -> Tensor:
     """(2, D * K, L): of the positive and the negative texts."""
     texts = [text for side in sentences(a for entry in table for a in entry.attributes) for text in side]
-    tokens = towers.tokenize(texts)
-    first: dict[tuple[int, ...], str] = {}
-    for text, row in zip(texts, tokens.tolist(), strict=True):
-        other = first.setdefault(tuple(row), text)
-        if other != text:
-            raise ValueError(
-                f"table: {towers.name} reads {tokens.shape[1]} tokens of a text, and so cannot tell {text!r} "
-                f"from {other!r}; expected shorter attributes"
-            )
-    return torch.stack(tokens.chunk(2))
+    return torch.stack(distinct_tokens(towers, texts, what="table", wanted="shorter attributes").chunk(2))
 
 
-def _forget(model: ExIQA, _: object = None) -> None:
-    """Text features belong to the weights that they were computed with."""
-    model._directions = None
+restore = ExIQA.restore
 
 
 def load(
     path: Path | str, *, towers: CLIPTowers | None = None, table: Sequence[DistortionAttributes] | None = None
 ) -> ExIQA:
-    """Load a checkpoint of `ExIQA.save`, in float32, on the CPU, in eval mode. As `restore`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
+    """`CLIPModel.load`; ``table`` as in `ExIQA.restore`."""
     return restore(checkpoint.load(path), path, towers=towers, table=table)
-
-
-def restore(
-    saved: checkpoint.Checkpoint,
-    path: Path | str,
-    *,
-    towers: CLIPTowers | None = None,
-    table: Sequence[DistortionAttributes] | None = None,
-) -> ExIQA:
-    """Build the model of a checkpoint that has been read.
-
-    Args:
-        saved: what `attriqa.models.checkpoint.load` read.
-        path: where from, for messages.
-        towers: the CLIP of a checkpoint without one, where its name no longer leads to it.
-        table: the table that the model is expected to know.
-
-    Raises:
-        attriqa.models.checkpoint.CheckpointError: it is of another architecture, does not fit its own configuration,
-            was made with another table than ``table``, or its CLIP is gone or has other weights (both are named).
-    """
-    about, settings = clip_checkpoint.parts(saved, path, ExIQA.__name__)
-    try:
-        config = ExIQAConfig.from_dict(settings)
-    except (KeyError, TypeError, ValueError) as error:
-        raise checkpoint.CheckpointError(path, f"its config does not build: {error!r}") from error
-    _check_tables(saved, config.table, table, path)
-    try:
-        towers = clip_checkpoint.towers_of(about, towers)
-        model = ExIQA(config, towers)
-    except (KeyError, TypeError, ValueError) as error:
-        raise checkpoint.CheckpointError(path, f"its CLIP cannot be had: {error}") from error
-    clip_checkpoint.fill(model, saved, towers, path)
-    return model.eval()
 
 
 def _check_tables(

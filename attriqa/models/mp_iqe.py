@@ -4,11 +4,9 @@ Source: Pan et al., "Multi-Modal Prompt Learning on Blind Image Quality Assessme
 What the paper leaves open is marked as our choice where it is made.
 """
 
-import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -18,13 +16,10 @@ from torch import Tensor, nn
 from attriqa.distortions import DISTORTION_KEYS
 from attriqa.distortions import DISTORTIONS as KADID
 from attriqa.distortions.classes import DISTORTION_CLASSES, SCENES
-from attriqa.files import as_dict
 from attriqa.images import MIN_SIDE
 from attriqa.images.crops import seeded_crops
-from attriqa.models import checkpoint
 from attriqa.models.assessment import Assessment
-from attriqa.models.base import QualityModel
-from attriqa.models.clip import checkpoint as clip_checkpoint
+from attriqa.models.clip.model import CLIPModel, CLIPModelConfig, cut_to_scale
 from attriqa.models.clip.prompts import PromptKind, TextContext, VisualPrompts, pool, project
 from attriqa.models.clip.towers import CLIPTowers, activation_bytes
 from attriqa.models.views import View
@@ -33,7 +28,7 @@ KADID_NAMES: tuple[str, ...] = tuple(entry.name for entry in KADID)  # classes t
 
 
 @dataclass(frozen=True)
-class MPIQEConfig:
+class MPIQEConfig(CLIPModelConfig):
     """Everything that an `MPIQE` is beside its CLIP; saved inside its checkpoint.
 
     Raises:
@@ -55,27 +50,11 @@ class MPIQEConfig:
     crop_seed: int = 0  # where the crops lie
 
     def __post_init__(self) -> None:
-        for name in ("scenes", "distortions"):
-            names = getattr(self, name)
-            if len(set(names)) < len(names) or not all(names):
-                raise ValueError(f"{name}: expected different names, got {', '.join(map(repr, names))}")
-        for name, least in {"context": 1, "windows": 1, "layers": 1, "heads": 1, "crops": 1, "crop_seed": 0}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        self.require_classes("scenes", "distortions")
+        self.require_least(context=1, windows=1, layers=1, heads=1, crops=1, crop_seed=0)
+        self.require_positive("temperature", "window_temperature")
         if self.shorter_edge is not None and self.shorter_edge < MIN_SIDE:
             raise ValueError(f"shorter_edge: expected at least {MIN_SIDE} px, got {self.shorter_edge}")
-        for name in ("temperature", "window_temperature"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "MPIQEConfig":
-        """Rebuild from JSON; unknown or missing fields are refused."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        if set(values) != names:
-            raise ValueError(f"config: expected the fields {sorted(names)}, differing: {sorted(names ^ set(values))}")
-        classes = {name: tuple(values[name]) for name in ("scenes", "distortions")}
-        return cls(**{**values, **classes})
 
 
 class Reading(NamedTuple):
@@ -86,7 +65,7 @@ class Reading(NamedTuple):
     distortions: Tensor  # (N, D) logits of equation 10
 
 
-class Told(NamedTuple):
+class Prediction(NamedTuple):
     """What B images show: means over their crops."""
 
     score: Tensor  # (B,) in [0, 1]
@@ -94,25 +73,24 @@ class Told(NamedTuple):
     distortions: Tensor  # (B, D) probabilities
 
 
-def together(reading: Reading, crops: int) -> Told:
+def mean_over_crops(reading: Reading, crops: int) -> Prediction:
     """What images show, of B times ``crops`` crops; the score is cut to [0, 1] in value and not in gradient."""
     score = reading.score.unflatten(0, (-1, crops)).mean(1)
     scenes, distortions = (
         logits.softmax(1).unflatten(0, (-1, crops)).mean(1) for logits in (reading.scenes, reading.distortions)
     )
-    return Told(score + (score.clamp(0, 1) - score).detach(), scenes, distortions)
+    return Prediction(cut_to_scale(score), scenes, distortions)
 
 
-class MPIQE(QualityModel):
+class MPIQE(CLIPModel):
     """Image -> crops -> tokens; texts of scenes and distortions -> decoder over these tokens -> score (eqs. 6 to 14).
 
-    An image is judged by crops of the size that the CLIP sees, 224 px in ViT-B/16, cut from the image as it is; only
+    An image is seen in crops of the size that the CLIP sees, 224 px in ViT-B/16, cut from the image as it is; only
     one that is smaller is scaled up. Where they lie follows from the seed in the config and the size of the image, so
     that a score depends on nothing but the image. Gradients go through to its pixels.
 
     Both towers are frozen. What learns: the context of the texts, the prompts in the image tower, the projection of its
-    last hidden states, the decoder and the head. The texts' features belong to the weights, not to the image: in eval
-    mode they are computed once.
+    last hidden states, the decoder and the head.
 
     Our choices where the paper is silent: the decoder is torch's with normalisation first, as wide as the space of the
     texts, four times that in its MLP; the queries are the texts' features as they are; the hidden states are normalised
@@ -132,15 +110,12 @@ class MPIQE(QualityModel):
     """
 
     config: MPIQEConfig
-    views = ("own",)
+    config_type = MPIQEConfig
     query: nn.Parameter | None
-    _texts: Tensor | None
 
     def __init__(self, config: MPIQEConfig, towers: CLIPTowers, *, seed: int = 0) -> None:
-        super().__init__()
-        self.config, self.preprocess, self._towers = config, towers.preprocess, towers
-        self.clip = towers.model.requires_grad_(False)
-        visual = self.clip.visual
+        super().__init__(config, towers)
+        visual = self.clip.requires_grad_(False).visual
         try:
             self.prompts = VisualPrompts(visual, config.prompts, config.prompt_kind, seed=seed)
             self.contexts = nn.ModuleDict()
@@ -161,19 +136,7 @@ class MPIQE(QualityModel):
         last = cast(nn.Linear, self.head[-1])
         nn.init.zeros_(last.weight)
         nn.init.constant_(last.bias, 0.5)
-        self.register_buffer("_texts", None, persistent=False)
-        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
         self.train(self.training)
-
-    @property
-    def towers(self) -> CLIPTowers:
-        """The CLIP, for another model to start from."""
-        return self._towers
-
-    @property
-    def attributes(self) -> tuple[str, ...]:
-        """None."""
-        return ()
 
     @property
     def distortions(self) -> tuple[str, ...]:
@@ -190,31 +153,15 @@ class MPIQE(QualityModel):
         """What images are resized to before they are cropped."""
         return self.config.shorter_edge
 
-    def train(self, mode: bool = True) -> "MPIQE":
-        """Training mode for what learns; the towers stay in eval mode."""
-        super().train(mode)
-        self.clip.eval()
-        if mode:
-            _forget(self)
-        return self
-
-    def texts(self) -> Tensor:
-        """``V^s`` and ``V^d`` of equation 6, ``(M + D, E)`` float32, not normalised; without gradients in eval mode."""
-        if self.training:
-            return self._encode_texts()
-        if self._texts is None:
-            # Not as inference tensors, which no later training step could use.
-            kind = self.memory.weight.device.type
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast(kind, enabled=False):
-                self._texts = self._encode_texts()
-        return self._texts
-
     def _encode_texts(self) -> Tensor:
-        found = [context(self.clip).float() for context in self.contexts.values()]
-        return torch.cat(found) if found else self.memory.weight.new_zeros(0, self.memory.out_features)
+        """``V^s`` and ``V^d`` of equation 6, ``(M + D, E)``, not normalised."""
+        texts = [context(self.clip).float() for context in self.contexts.values()]
+        return torch.cat(texts) if texts else self.memory.weight.new_zeros(0, self.memory.out_features)
+
+    texts = CLIPModel.text_features
 
     def look(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> (B, K, 3, h, w): the crops that an image is judged by (`seeded_crops`)."""
+        """(B, 3, H, W) in [0, 1] -> (B, K, 3, h, w): the crops that an image is seen in (`seeded_crops`)."""
         config = self.config
         return seeded_crops(
             images.float(), self.preprocess.size, config.crops, shorter_edge=config.shorter_edge, seed=config.crop_seed
@@ -224,7 +171,7 @@ class MPIQE(QualityModel):
         """Read (N, 3, h, w) crops in [0, 1] of the size that the CLIP sees; nothing is checked."""
         visual, config = self.clip.visual, self.config
         hidden = self.prompts.hidden(visual, self.preprocess.normalize(crops)).float()  # (N, 1 + P, width)
-        texts, scenes = self.texts(), len(config.scenes)
+        texts, scenes = self.text_features(), len(config.scenes)
         with torch.autocast(crops.device.type, enabled=False):  # cosines differ by 0.01: bfloat16 drowns that
             normed = visual.ln_post(hidden)
             seen = F.normalize(pool(visual, hidden), dim=-1)
@@ -241,10 +188,10 @@ class MPIQE(QualityModel):
             score = self.head(decoded.float()).squeeze(2).mean(1)
         return Reading(score, scene, distortion)
 
-    def tell(self, images: Tensor) -> Told:
+    def predict(self, images: Tensor) -> Prediction:
         """What (B, 3, H, W) images in [0, 1] show; all crops are read in one batch."""
         crops = self.look(images)
-        return together(self.read(crops.flatten(0, 1)), crops.shape[1])
+        return mean_over_crops(self.read(crops.flatten(0, 1)), crops.shape[1])
 
     def forward(self, images: Tensor) -> Assessment:
         """Assess (B, 3, H, W) sRGB images in [0, 1].
@@ -252,12 +199,8 @@ class MPIQE(QualityModel):
         ``attributes`` is None, and so is ``distortions`` unless the model's classes are `KADID_NAMES`; then it holds
         their probabilities, which sum to 1.
         """
-        told = self.tell(images)
-        return Assessment(told.score, None, told.distortions if self.distortions else None)
-
-    def see(self, images: Tensor, view: View) -> Assessment:
-        """As `forward`: the model's crops are its only view."""
-        return self.forward(images)
+        prediction = self.predict(images)
+        return Assessment(prediction.score, None, prediction.distortions if self.distortions else None)
 
     def activation_bytes(self, height: int, width: int, view: View, *, gradients: bool) -> int:
         """By the image and by the tokens of its crops, in the tower and in the decoder."""
@@ -269,15 +212,6 @@ class MPIQE(QualityModel):
         layer = 4 * (3 * tokens + 18 * queries) * embed + 4 * self.config.heads * queries * tokens
         decoder = layer * (self.config.layers if gradients else 1)
         return 2 * 4 * 3 * height * width + self.config.crops * (each + decoder)
-
-    def save(self, path: Path | str, provenance: Mapping[str, Any]) -> None:
-        """Write a checkpoint; a CLIP that its name leads to is left out of it.
-
-        Args:
-            path: where to.
-            provenance: data, commit, metrics; JSON types only.
-        """
-        clip_checkpoint.save(path, self, self.towers, config=as_dict(self.config), provenance=provenance)
 
 
 def _classes(config: MPIQEConfig) -> dict[str, Sequence[str]]:
@@ -312,46 +246,6 @@ def _memory(visual: nn.Module, width: int, embed: int) -> nn.Linear:
 
 def _decoder_layer(embed: int, heads: int) -> nn.TransformerDecoderLayer:
     return nn.TransformerDecoderLayer(embed, heads, 4 * embed, 0.0, "gelu", batch_first=True, norm_first=True)
-
-
-def _forget(model: MPIQE, _: object = None) -> None:
-    """Text features belong to the weights that they were computed with."""
-    model._texts = None
-
-
-def load(path: Path | str, *, towers: CLIPTowers | None = None) -> MPIQE:
-    """Load a checkpoint of `MPIQE.save`, in float32, on the CPU, in eval mode. As `restore`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
-    return restore(checkpoint.load(path), path, towers=towers)
-
-
-def restore(saved: checkpoint.Checkpoint, path: Path | str, *, towers: CLIPTowers | None = None) -> MPIQE:
-    """Build the model of a checkpoint that has been read.
-
-    Args:
-        saved: what `attriqa.models.checkpoint.load` read.
-        path: where from, for messages.
-        towers: the CLIP of a checkpoint without one, where its name no longer leads to it.
-
-    Raises:
-        attriqa.models.checkpoint.CheckpointError: it is of another architecture, does not fit its own configuration, or
-            its CLIP is gone, of another size or has other weights (both are named).
-    """
-    about, settings = clip_checkpoint.parts(saved, path, MPIQE.__name__)
-    try:
-        config = MPIQEConfig.from_dict(settings)
-    except (KeyError, TypeError, ValueError) as error:
-        raise checkpoint.CheckpointError(path, f"its config does not build: {error!r}") from error
-    try:
-        towers = clip_checkpoint.towers_of(about, towers)
-        model = MPIQE(config, towers)
-    except (KeyError, TypeError, ValueError) as error:
-        raise checkpoint.CheckpointError(path, f"its CLIP cannot be had: {error}") from error
-    clip_checkpoint.fill(model, saved, towers, path)
-    return model.eval()
 
 
 def window_features(patches: Tensor, grid: tuple[int, int], windows: int) -> Tensor:
@@ -392,3 +286,6 @@ def gather_windows(cosines: Tensor, temperature: float) -> Tensor:
         ``(B, D)`` within [-1, 1].
     """
     return (window_weights(cosines, temperature) * cosines).sum(1)
+
+
+load, restore = MPIQE.load, MPIQE.restore

@@ -1,6 +1,6 @@
-"""Parts of ExIQA's training that stand alone: where a model starts, what it says of a test, the regressor."""
+"""Parts of ExIQA's training that stand alone: where a model starts, what learns, the regressor, medians."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import trange
 
-from attriqa.data.distorted import Example
 from attriqa.distortions.attributes import DATASET_ATTRIBUTES, DISTORTION_ATTRIBUTES, DistortionAttributes, read_table
 from attriqa.evaluation.bootstrap import median_of_folds
 from attriqa.models import exiqa
@@ -67,49 +66,12 @@ def parts_of(net: ExIQA) -> tuple[list[nn.Parameter], list[nn.Parameter], list[n
     return seeing, reading, weights
 
 
-class Identify(nn.Module):
-    """The net up to its strengths, in one forward, which data parallelism needs."""
+class Identification(NamedTuple):
+    """What a net says of N images of a test, and the truth."""
 
-    def __init__(self, net: ExIQA) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> (B, D)."""
-        return self.net.identify(images)[0]
-
-
-class Predicted(NamedTuple):
-    """What a net says of N images, in the order of their numbers."""
-
-    numbers: Tensor  # (N,) of the items
     strengths: Tensor  # (N, D)
     probs: Tensor  # (N, A)
     true: Tensor  # (N, D)
-
-    @classmethod
-    def together(cls, parts: Sequence["Predicted"]) -> "Predicted":
-        """Of several processes' images."""
-        joined = [torch.cat(values) for values in zip(*parts, strict=True)]
-        order = joined[0].argsort()
-        return cls(*(values[order] for values in joined))
-
-
-@torch.no_grad()
-def identify_all(net: ExIQA, batches: Iterable[Example], device: torch.device) -> Predicted:
-    """Look at all images of a loader, the net in eval mode; the numbers come back on the CPU, in float32.
-
-    Raises:
-        attriqa.images.ImageError: an image cannot be read.
-    """
-    net.eval()
-    count, attributes = len(net.config.table), net.weights.numel()
-    empty = [torch.empty(0, dtype=torch.int64), *(torch.empty(0, width) for width in (count, attributes, count))]
-    parts = [Predicted(*empty)]
-    for batch in batches:
-        found = net.identify(batch.pixels(device))
-        parts.append(Predicted(batch.number, found.strengths.float().cpu(), found.probs.float().cpu(), batch.strengths))
-    return Predicted.together(parts)
 
 
 def fit_regressor(
@@ -158,8 +120,8 @@ def fit_regressor(
     return history
 
 
-def summary(results: Sequence[dict[str, Any]]) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Medians over splits, by test and statistic, for ``metrics.json``; and the same as lines to print.
+def medians_of_splits(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Medians over splits, by test and statistic.
 
     Args:
         results: of each split; ``identification`` holds numbers by test, and there may be a ``score``.
@@ -167,12 +129,7 @@ def summary(results: Sequence[dict[str, Any]]) -> tuple[dict[str, dict[str, floa
     tables = {name: [row["identification"][name] for row in results] for name in results[0]["identification"]}
     if "score" in results[0]:
         tables["score"] = [row["score"] for row in results]
-    medians = {
+    return {
         name: {key: median_of_folds([row[key] for row in rows]).median for key in rows[0]}
         for name, rows in tables.items()
     }
-    lines = [
-        f"{name}: " + "  ".join(f"{key} {value:.4g}" for key, value in numbers.items())
-        for name, numbers in medians.items()
-    ]
-    return medians, lines

@@ -1,4 +1,4 @@
-"""Parts of LIQE's training that stand alone: what it learns from, its crops and batches, its losses and its test.
+"""Parts of LIQE's training that stand alone: where a model starts, what it learns from, its crops and losses.
 
 Source: Zhang et al., "Blind Image Quality Assessment via Vision-Language Correspondence: A Multitask Learning
 Perspective" (CVPR 2023).
@@ -8,23 +8,20 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate, combinations
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from attriqa.data.crops import Patches
+from attriqa.data.crops import FileCrops, Rng
 from attriqa.data.leaks import check_leak
 from attriqa.data.protocol import Plan
-from attriqa.evaluation import metrics
-from attriqa.images import ImageError, read
 from attriqa.models import checkpoint, exiqa, liqe
 from attriqa.models.exiqa import ExIQA
-from attriqa.models.liqe import LIQE, LIQEConfig, Told, fit, grid
+from attriqa.models.liqe import LIQE, LIQEConfig, Prediction, fit, grid
 from attriqa.models.mp_iqe import MPIQEConfig
 from attriqa.training.losses import distortion_fidelity, quality_fidelity, scene_fidelity
 from attriqa.training.mp_iqe import Targets, targets_of
@@ -86,109 +83,48 @@ def sets_of(plans: Sequence[Plan], labels: Sequence[Sequence[Path]], *, fix_fast
     return Sets(tuple(plans), together, (0, *accumulate(len(plan.mos) for plan in plans[:-1])))
 
 
-class GridCrops(Dataset[Patches]):
-    """Crops of one image at a time, at random places of the grid that it is judged on; the image flipped or not.
-
-    The item at ``(epoch, number)`` is a function of these and of the seed alone: a resumed run sees what a whole one
-    sees.
-
-    Args:
-        paths: the images.
-        crop: height and width, px.
-        config: the grid.
-        count: crops of each; a place may come twice.
-        seed: of the draws.
-        keep: bytes of images that each loading process keeps at the size that crops are taken from, so that it reads
-            the first ones of them once; small data sets fit whole.
-    """
-
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        crop: tuple[int, int],
-        config: LIQEConfig,
-        count: int,
-        *,
-        seed: int = 0,
-        keep: int = 1 << 30,
-    ) -> None:
-        self.paths, self.crop, self.config, self.count, self.seed = list(paths), crop, config, count, seed
-        self._room, self._kept = keep, dict[int, Tensor]()
-
-    def __getitem__(self, where: tuple[int, int]) -> Patches:
-        epoch, number = where
-        rng = np.random.default_rng([self.seed, epoch, number])
-        height, width = self.crop
-        try:
-            image = self._image(number)
-        except ImageError as error:  # it is raised where the batch is used: a loader's process would garble it
-            empty = torch.zeros(self.count, 3, height, width, dtype=torch.uint8)
-            return Patches(empty, number, {error.path: error.reason})
-        if rng.random() < 0.5:
-            image = image.flip(3)
-        places = grid((image.shape[2], image.shape[3]), self.crop, self.config)
-        taken = [places[index] for index in rng.integers(len(places), size=self.count)]
-        cut = torch.cat([image[:, :, y : y + height, x : x + width] for y, x in taken])
-        return Patches(cut, number, {})
-
-    def _image(self, number: int) -> Tensor:
-        """(1, 3, H, W) uint8, no smaller than the crop."""
-        if number in self._kept:
-            return self._kept[number]
-        image = (fit(read(self.paths[number])[None], self.crop, self.config) * 255).round().to(torch.uint8)
-        if image.nbytes <= self._room:
-            self._room -= image.nbytes
-            self._kept[number] = image
-        return image
+def grid_crops(
+    paths: Sequence[Path], crop: tuple[int, int], config: LIQEConfig, count: int, *, seed: int = 0, keep: int = 1 << 30
+) -> FileCrops:
+    """``count`` crops at random places of the grid that a test looks at, of an image that is flipped or not."""
+    cut = partial(_on_grid, crop=crop, config=config, count=count)
+    return FileCrops(paths, cut, partial(fit, crop=crop, config=config), seed=seed, keep=keep)
 
 
-def losses(told: Told, targets: Targets, sets: Tensor, count: int) -> Tensor:
+def _on_grid(image: Tensor, *, crop: tuple[int, int], config: LIQEConfig, count: int, rng: Rng) -> Tensor:
+    """A place may come twice."""
+    assert rng is not None
+    if rng.random() < 0.5:
+        image = image.flip(3)
+    places = grid((image.shape[2], image.shape[3]), crop, config)
+    taken = [places[index] for index in rng.integers(len(places), size=count)]
+    return torch.cat([image[:, :, y : y + crop[0], x : x + crop[1]] for y, x in taken])
+
+
+def losses(prediction: Prediction, targets: Targets, sets: Tensor, count: int) -> Tensor:
     """The three losses of a batch, as `TASKS`: (3,).
 
     Args:
-        told: of N images.
+        prediction: of N images.
         targets: of the same images.
         sets: (N,) which of ``count`` data sets each is of; order counts within a set alone, and the quality loss is the
             mean over sets.
         count: data sets.
     """
     quality = torch.stack([
-        quality_fidelity(told.quality[sets == number], targets.mos[sets == number]) for number in range(count)
+        quality_fidelity(prediction.quality[sets == number], targets.mos[sets == number]) for number in range(count)
     ]).mean()  # fmt: skip
-    nothing = quality.new_zeros(())
-    scene = scene_fidelity(told.scenes, (targets.scenes > 0).float()) if told.scenes.shape[1] else nothing
-    distortion = distortion_fidelity(told.distortions, targets.distortions) if told.distortions.shape[1] else nothing
+    scene = distortion = quality.new_zeros(())  # of a task that the model lacks
+    if prediction.scenes.shape[1]:
+        scene = scene_fidelity(prediction.scenes, (targets.scenes > 0).float())
+    if prediction.distortions.shape[1]:
+        distortion = distortion_fidelity(prediction.distortions, targets.distortions)
     return torch.stack([quality, scene, distortion])
 
 
-def columns(told: Told) -> Tensor:
-    """Quality in [0, 1], scenes and distortions side by side, (B, 1 + S + D)."""
-    return torch.cat([((told.quality - 1) / 4)[:, None], told.scenes, told.distortions], 1)
-
-
-def report(found: Tensor, config: LIQEConfig, mos: Sequence[float], targets: Targets | None = None) -> dict[str, float]:
-    """``metrics.report`` of the scores and, where classes are known, how often the most probable one is right.
-
-    Args:
-        found: of N images, as `columns`.
-        config: the model's classes.
-        mos: theirs, on any scale.
-        targets: of the same images; None: nothing but their MOS is known.
-
-    Returns:
-        The report; ``scene_accuracy`` (any of an image's scenes is right) and ``distortion_accuracy``, each with the
-        number of images that it is over, ``scene_n`` and ``distortion_n``.
-    """
-    score, scenes, distortions = found.split([1, len(config.scenes), len(config.distortions)], 1)
-    entry = metrics.report(score[:, 0].tolist(), list(mos), seed=0, resamples=1000)
-    if targets is None:
-        return entry
-    for name, probs, true in (("scene", scenes, targets.scenes), ("distortion", distortions, targets.distortions)):
-        known = true.any(1)
-        if probs.shape[1] and known.any():
-            right = true[known].gather(1, probs[known].argmax(1, keepdim=True)) > 0
-            entry |= {f"{name}_accuracy": right.float().mean().item(), f"{name}_n": int(known.sum())}
-    return entry
+def fields(prediction: Prediction) -> tuple[Tensor, Tensor, Tensor]:
+    """Quality in [0, 1], (B,); scenes; distortions."""
+    return (prediction.quality - 1) / 4, prediction.scenes, prediction.distortions
 
 
 def started(init: Path, config: LIQEConfig) -> LIQE:

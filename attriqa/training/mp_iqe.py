@@ -1,8 +1,8 @@
-"""Parts of MP-IQE's training that stand alone: where a model starts, what it learns from, its losses and its test."""
+"""Parts of MP-IQE's training that stand alone: where a model starts, what it learns from, its losses."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,16 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attriqa.data.crops import Patches
 from attriqa.data.datasets.scenes import class_of_type, match, read_annotations
 from attriqa.data.protocol import Plan
 from attriqa.distortions import DISTORTION_KEYS
 from attriqa.distortions.classes import DISTORTION_CLASSES, SCENES
 from attriqa.evaluation import metrics
-from attriqa.evaluation.bootstrap import median_of_folds
 from attriqa.models import checkpoint, exiqa, mp_iqe
 from attriqa.models.exiqa import ExIQA
-from attriqa.models.mp_iqe import KADID_NAMES, MPIQE, MPIQEConfig, Reading, together
+from attriqa.models.mp_iqe import KADID_NAMES, MPIQE, MPIQEConfig, Reading
 
 _AGREEMENT = 0.9  # SROCC between an annotation file's scores and the data set's own, of rows enough to tell
 _ENOUGH = 10
@@ -44,6 +42,16 @@ class Targets(NamedTuple):
         """How many rows have a scene, and how many a distortion."""
         return {"scenes": int(self.scenes.any(1).sum()), "distortions": int(self.distortions.any(1).sum())}
 
+    def classes(self) -> dict[str, Tensor]:
+        """Those that `attriqa.training.folds.report` looks at."""
+        return {"scene": self.scenes, "distortion": self.distortions}
+
+    def described(self, protocol: str) -> tuple[str, dict[str, Any]]:
+        """What a run that learns from them says of itself: in words, and for ``metrics.json``."""
+        known = ", ".join(f"{count} with {name}" for name, count in self.labelled().items())
+        about = {"protocol": protocol, "n": len(self.mos), "labelled": self.labelled()}
+        return f"{protocol}; {len(self.mos)} images, {known}", about
+
     def digest(self) -> str:
         """SHA-256 (16 hexadecimal digits) of all values."""
         return hashlib.sha256(json.dumps([field.tolist() for field in self]).encode()).hexdigest()[:16]
@@ -66,23 +74,23 @@ def targets_of(plan: Plan, config: MPIQEConfig, labels: Sequence[Path], *, fix_f
             contradict), or files cannot be told apart.
     """
     rows = plan.dataset.rows
-    found = [None] * len(rows) if not labels else match(
+    entries = [None] * len(rows) if not labels else match(
         read_annotations(labels, fix_fastfading=fix_fastfading), [row.path for row in rows]
     )  # fmt: skip
-    told = [(row.mos, entry.score) for row, entry in zip(rows, found, strict=True) if entry is not None]
-    if labels and not told:
+    pairs = [(row.mos, entry.score) for row, entry in zip(rows, entries, strict=True) if entry is not None]
+    if labels and not pairs:
         names = ", ".join(map(str, labels))
         raise ValueError(f"--labels: expected annotations of {plan.dataset.name}, got none of its images in {names}")
-    if len(told) >= _ENOUGH and (agreement := metrics.srocc(*zip(*told, strict=True))) < _AGREEMENT:
+    if len(pairs) >= _ENOUGH and (agreement := metrics.srocc(*zip(*pairs, strict=True))) < _AGREEMENT:
         raise ValueError(
             f"--labels: expected annotations of {plan.dataset.name}, got scores that do not follow its own "
-            f"(SROCC {agreement:.2f} over {len(told)} images)"
+            f"(SROCC {agreement:.2f} over {len(pairs)} images)"
         )
     scenes = torch.zeros(len(rows), len(config.scenes))
     distortions = torch.zeros(len(rows), len(config.distortions))
     places = {name: place for place, name in enumerate(SCENES)} if config.scenes else {}
     kinds = {name: place for place, name in enumerate(_keys(config))}
-    for number, (row, entry) in enumerate(zip(rows, found, strict=True)):
+    for number, (row, entry) in enumerate(zip(rows, entries, strict=True)):
         if entry is not None and places:
             scenes[number, [places[name] for name in entry.scenes]] = 1 / len(entry.scenes)
         kind = row.distortion
@@ -173,83 +181,3 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     The share of the rows that have one would differ between the processes of a run, and so would its steps.
     """
     return -(target * logits.float().log_softmax(1)).sum(1).mean()
-
-
-class Predicted(NamedTuple):
-    """What a model says of N images, in the order of their numbers; on the CPU, in float32."""
-
-    numbers: Tensor  # (N,)
-    score: Tensor  # (N,) in [0, 1]
-    scenes: Tensor  # (N, M) probabilities
-    distortions: Tensor  # (N, D) probabilities
-
-    @classmethod
-    def together(cls, parts: Sequence["Predicted"]) -> "Predicted":
-        """Of several processes' images."""
-        joined = [torch.cat(values) for values in zip(*parts, strict=True)]
-        order = joined[0].argsort()
-        return cls(*(values[order] for values in joined))
-
-
-@torch.no_grad()
-def tell_all(net: MPIQE, batches: Iterable[Patches], device: torch.device) -> Predicted:
-    """Judge all images of a loader of `attriqa.data.crops.JudgedCrops`, the net in eval mode.
-
-    Raises:
-        attriqa.images.ImageError: an image cannot be read.
-    """
-    net.eval()
-    widths = ((), (len(net.config.scenes),), (len(net.config.distortions),))
-    parts = [Predicted(torch.empty(0, dtype=torch.int64), *(torch.empty(0, *width) for width in widths))]
-    for batch in batches:
-        told = together(net.read(batch.pixels(device)), net.config.crops)
-        parts.append(Predicted(batch.number, *(field.float().cpu() for field in told)))
-    return Predicted.together(parts)
-
-
-def report(predicted: Predicted, mos: Sequence[float], targets: Targets | None = None) -> dict[str, float]:
-    """``metrics.report`` of the scores and, where classes are known, how often the most probable one is right.
-
-    Args:
-        predicted: of N images.
-        mos: theirs, on any scale.
-        targets: of the same images; None: nothing but their MOS is known.
-
-    Returns:
-        The report; ``scene_accuracy`` (any of an image's scenes is right) and ``distortion_accuracy``, each with the
-        number of images that it is over, ``scene_n`` and ``distortion_n``.
-    """
-    found = metrics.report(predicted.score.tolist(), list(mos), seed=0, resamples=1000)
-    if targets is None:
-        return found
-    for name, probs, true in (
-        ("scene", predicted.scenes, targets.scenes),
-        ("distortion", predicted.distortions, targets.distortions),
-    ):
-        known = true.any(1)
-        if known.any():
-            right = true[known].gather(1, probs[known].argmax(1, keepdim=True)) > 0
-            found |= {f"{name}_accuracy": right.float().mean().item(), f"{name}_n": int(known.sum())}
-    return found
-
-
-def summary(results: Sequence[dict[str, Any]]) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Medians over folds, by test and statistic, for ``metrics.json``; and the same as lines to print.
-
-    Args:
-        results: of each fold; ``tests`` holds a `report` by the test's name.
-
-    Returns:
-        By test: the medians, ``srocc_low`` and ``srocc_high`` (what the choice of splits moves the median by) and the
-        number of ``folds``; the lines.
-    """
-    medians, lines = {}, []
-    for name in dict.fromkeys(name for result in results for name in result["tests"]):
-        rows = [result["tests"][name] for result in results if name in result["tests"]]
-        kept = [key for key in rows[0] if not key.endswith(("_low", "_high")) and all(key in row for row in rows)]
-        entry = {key: median_of_folds([row[key] for row in rows]).median for key in kept}
-        spread = median_of_folds([row["srocc"] for row in rows])
-        medians[name] = entry | {"folds": len(rows), "srocc_low": spread.low, "srocc_high": spread.high}
-        numbers = "  ".join(f"{key} {value:.4g}" for key, value in medians[name].items())
-        lines.append(f"{name}: {numbers}")
-    return medians, lines

@@ -1,12 +1,14 @@
-"""What recipes on CLIP ask for beside their own, and how a run of theirs begins; its steps: `attriqa.training.loop`."""
+"""What recipes on CLIP ask for beside their own, and how a run begins; what follows: `attriqa.training.folds`."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from attriqa.config import claim_folder, opt, required
+from attriqa.data.protocol import Plan, make_plan
 from attriqa.files import as_dict
 from attriqa.models import checkpoint
 
@@ -57,6 +59,22 @@ class CLIPRun(CLIPStart):
         self.require_counts("log_every", "save_every")
 
 
+@dataclass(frozen=True, kw_only=True)
+class RatedData:
+    """The folds of rated data."""
+
+    test: tuple[str, ...] | None = opt(None, "other data sets that each split's model is tested on, whole: NAME=ROOT")
+    protocol: Literal["splits", "official", "all"] = opt("splits", "random 80/20; the authors' split; train on all")
+    splits: int = opt(10, "random splits, seeded 0, 1, ...; each is a run of its own")
+    fraction: float = opt(1.0, "share of each training side that is used, in (0, 1]")
+    smoke: bool = opt(False, "a size for tests: 40 images of each set, one split, two epochs")
+
+    def plan(self, data: str) -> Plan:
+        """`attriqa.data.protocol.make_plan` of a data set, NAME=ROOT."""
+        cut: dict[str, Any] = {"protocol": self.protocol, "splits": self.splits, "fraction": self.fraction}
+        return make_plan(data, self.test or (), smoke=self.smoke, **cut)
+
+
 def origin_of(config: CLIPStart) -> dict[str, Any] | None:
     """The provenance of ``init``; None without one.
 
@@ -67,13 +85,17 @@ def origin_of(config: CLIPStart) -> dict[str, Any] | None:
     return None if config.init is None else checkpoint.load(config.init).provenance
 
 
-def accelerator_of(config: CLIPRun) -> Any:
+def accelerator_of(config: Any, *, patience: timedelta | None = None) -> Any:
     """An ``accelerate.Accelerator`` as the command line asks for it.
+
+    Args:
+        config: with the fields ``tracker``, ``precision`` and ``out`` of a `CLIPRun`.
+        patience: that processes have with one another; None: Accelerate's.
 
     Raises:
         SystemExit: there is no such tracker.
     """
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.tracking import get_available_trackers
 
     if config.tracker not in (known := ["none", *map(str, get_available_trackers())]):
@@ -83,15 +105,16 @@ def accelerator_of(config: CLIPRun) -> Any:
         mixed_precision="bf16" if config.precision == "bf16" else "no",
         log_with=None if config.tracker == "none" else config.tracker,
         project_dir=config.out,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)],
     )
 
 
-def begin(accelerator: Any, config: CLIPRun, project: str) -> None:
+def begin(accelerator: Any, config: Any, project: str) -> None:
     """Take the output folder for a configuration, then start the tracker; all processes come here.
 
     Args:
         accelerator: of `accelerator_of`.
-        config: of the run.
+        config: of the run, with a field ``out``.
         project: what trackers call it.
 
     Raises:

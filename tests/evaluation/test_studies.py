@@ -86,7 +86,8 @@ def test_every_run_has_a_folder_of_its_own_and_flags_that_its_recipe_knows() -> 
     works = studies.studies_of(studies.STUDIES[4:], {"clive": "C", "koniq": "K"}, splits=3)
     assert len({(work.variant, work.name) for work in works}) == len(works) == 2 * (5 + 5 + 3 + 8 + 1)
     recipes = SCRIPT.parent.parent / "training"
-    known = {work.recipe: (recipes / work.recipe).read_text() for work in works}
+    shared = (recipes.parent / "attriqa" / "training" / "options.py").read_text()
+    known = {work.recipe: (recipes / work.recipe).read_text() + shared for work in works}
     for work in works:
         for flag in (word for word in work.words if word.startswith("--")):
             name = flag.removeprefix("--").removeprefix("no-").replace("-", "_")

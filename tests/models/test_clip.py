@@ -1,7 +1,6 @@
 """Loading open_clip models and learning inside them, against open_clip itself and against loops."""
 
 import json
-from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -30,14 +29,6 @@ VARIANTS: dict[str, dict[str, Any]] = {  # what open_clip's vision transformers 
     "oblong images": {"vision_cfg": VISION | {"image_size": (48, 64), "pos_embed_type": "learnable"}},
 }
 KINDS: list[PromptKind] = ["shallow", "deep", "first"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def towers_of(variant: str = "plain", seed: int = 0) -> CLIPTowers:

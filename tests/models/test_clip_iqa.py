@@ -1,9 +1,8 @@
-"""CLIP-IQA and CLIP-IQA+ on small random CLIPs: their formulas, any size, what learns, their checkpoints."""
+"""CLIP-IQA and CLIP-IQA+ on small random CLIPs: formulas, any size, words; the rest is in test_clip_contract.py."""
 
-import json
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -12,59 +11,16 @@ from torch import Tensor
 
 from attriqa import QualityReward, load
 from attriqa.attributes import ATTRIBUTES
-from attriqa.files import as_dict
-from attriqa.models import checkpoint
-from attriqa.models.checkpoint import CheckpointError
-from attriqa.models.clip.towers import CLIPTowers, build_clip, load_clip
-from attriqa.models.clip_iqa import (
-    PAIRS,
-    ClipIQA,
-    ClipIQAConfig,
-    ClipIQAPlus,
-    ClipIQAPlusConfig,
-    Pair,
-    read_pairs,
-    restore,
-    restore_plus,
-    zero_shot,
-)
+from attriqa.models.clip.towers import build_clip
+from attriqa.models.clip_iqa import PAIRS, ClipIQA, Pair, read_pairs, zero_shot
 from tests.support import small_clip
+from tests.support.clip_models import CONFIG as VIT
+from tests.support.clip_models import RESNET, towers_of
+from tests.support.clip_models import clip_iqa as zero
+from tests.support.clip_models import clip_iqa_plus as plus
 from tests.support.small_clip import pictures
 
-VIT = small_clip.vit(32)
-RESNET = small_clip.RESNET | {"text_cfg": VIT["text_cfg"]}
 OWN = (Pair("natural", "Natural photo.", "Synthetic photo."), Pair("joy", "Happy photo.", "Sad photo."))
-
-
-def towers_of(config: dict[str, Any] = VIT, seed: int = 0) -> CLIPTowers:
-    """With BatchNorms and residual branches that tell images apart, where it has them."""
-    towers = build_clip({"model_cfg": config, "preprocess_cfg": small_clip.PREPROCESS}, name="tiny", seed=seed)
-    for name, parameter in towers.model.named_parameters():
-        if name.endswith("bn3.weight"):
-            torch.nn.init.ones_(parameter)
-    return towers
-
-
-def zero(towers: CLIPTowers | None = None, **changes: Any) -> ClipIQA:
-    return ClipIQA(ClipIQAConfig(**changes), towers or towers_of()).eval()
-
-
-def plus(towers: CLIPTowers | None = None, seed: int = 0, **changes: Any) -> ClipIQAPlus:
-    return ClipIQAPlus(ClipIQAPlusConfig(**changes), towers or towers_of(), seed=seed).eval()
-
-
-def train(model: ClipIQAPlus, steps: int = 6) -> list[float]:
-    learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(learnt, lr=0.05)
-    model.train()
-    history = []
-    for _ in range(steps):
-        loss = F.mse_loss(model.tell(pictures())[:, 0], torch.tensor([0.1, 0.2, 0.15]))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        history.append(loss.item())
-    return history
 
 
 # CLIP-IQA
@@ -92,7 +48,7 @@ def test_scores_and_attributes_are_the_paper_s_softmax(scale: float | None) -> N
 @pytest.mark.parametrize("config", [VIT, RESNET], ids=["vit", "resnet"])
 @pytest.mark.parametrize("size", [(32, 32), (48, 48), (60, 80), (67, 107), (33, 300)])
 def test_images_are_seen_at_any_size_as_they_are(config: dict[str, Any], size: tuple[int, int]) -> None:
-    towers = towers_of(config)
+    towers = towers_of(config=config)
     model = zero(towers)
     images = pictures(3, *size).requires_grad_()
     together = model(images)
@@ -158,39 +114,9 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str, message:
         read_pairs(path)
 
 
-def test_the_texts_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = zero()
-    encode, calls = model.clip.encode_text, []
-
-    def counted(tokens: Tensor) -> Tensor:
-        calls.append(len(tokens))
-        return cast(Tensor, encode(tokens))
-
-    monkeypatch.setattr(model.clip, "encode_text", counted)
-    with torch.inference_mode():
-        model(pictures())
-    images = pictures().requires_grad_()
-    model(images).score.sum().backward()
-    assert calls == [12]
-    other = zero(towers_of(seed=5))
-    other(pictures())  # reads its own texts
-    other.load_state_dict(model.state_dict())
-    torch.testing.assert_close(other(pictures()).score, model(pictures()).score, rtol=0, atol=1e-6)
-
-
-def test_autocast_leaves_cosines_in_float32() -> None:
-    model = zero()
-    with torch.no_grad():
-        plain = model(pictures())
-        with torch.autocast("cpu", torch.bfloat16):
-            mixed = zero()(pictures())
-    assert mixed.score.dtype == torch.float32
-    torch.testing.assert_close(mixed.score, plain.score, rtol=0, atol=0.05)
-
-
 @pytest.mark.parametrize("config", [VIT, RESNET], ids=["vit", "resnet"])
 def test_the_memory_estimate_follows_the_size_of_the_image(config: dict[str, Any]) -> None:
-    model = zero(towers_of(config))
+    model = zero(towers_of(config=config))
     small, large = (
         [model.activation_bytes(side, side, "own", gradients=gradients) for gradients in (False, True)]
         for side in (256, 512)
@@ -202,7 +128,7 @@ def test_the_memory_estimate_follows_the_size_of_the_image(config: dict[str, Any
 
 @pytest.mark.parametrize("config", [VIT, RESNET], ids=["vit", "resnet"])
 def test_the_memory_estimate_is_near_what_a_backward_pass_keeps(config: dict[str, Any]) -> None:
-    model, kept = zero(towers_of(config)), {}
+    model, kept = zero(towers_of(config=config)), {}
 
     def keep(tensor: Tensor) -> Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
@@ -262,46 +188,7 @@ def test_each_text_can_have_words_of_its_own() -> None:
     assert not torch.allclose(one(pictures()).score, two(pictures()).score, atol=1e-4)
 
 
-def test_training_changes_the_words_and_nothing_else() -> None:
-    model = plus()
-    before = deepcopy(model.state_dict())
-    losses = train(model, 12)
-    assert losses[-1] < 0.9 * losses[0]
-    assert not model.clip.visual.training
-    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed == {"context.context"}
-    after = model.eval()(pictures()).score
-    assert F.mse_loss(after, torch.tensor([0.1, 0.2, 0.15])).item() < losses[0]
-
-
-def test_the_same_seed_gives_the_same_words_and_no_global_draw_is_made() -> None:
-    before = torch.get_rng_state()
-    one, again, other = (plus(seed=seed).context.context for seed in (1, 1, 2))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(one, again)
-    assert not torch.equal(one, other)
-
-
-# Checkpoints and names
-
-
-@pytest.mark.parametrize("shape", [zero, plus], ids=["zero-shot", "plus"])
-def test_a_clip_with_a_name_stays_out_of_the_checkpoint(tmp_path: Path, shape: Any) -> None:
-    model = shape(load_clip(*small_clip.tagged(tmp_path / "clip", "attriqa-small-clip-iqa", VIT)))
-    path = tmp_path / "model.safetensors"
-    model.save(path, {"data": "made up"})
-    saved = checkpoint.load(path)
-    assert not any(key.startswith("clip.") for key in saved.state)
-    loaded = load(path)
-    assert not loaded.training
-    assert loaded.config == model.config
-    torch.testing.assert_close(loaded.see(pictures(), "own").score, model(pictures()).score, rtol=0, atol=2e-3)
-    (tmp_path / "clip").rename(tmp_path / "elsewhere")
-    with pytest.raises(CheckpointError, match=r"its CLIP cannot be had: the weights 'tiny' of .* are not on this"):
-        load(path)
-    build = restore if isinstance(model, ClipIQA) else restore_plus
-    with pytest.raises(CheckpointError, match=r"with the weights [0-9a-f]{16}, those of tiny are [0-9a-f]{16}"):
-        build(saved, path, towers=towers_of(seed=5))
+# Names
 
 
 def test_a_name_alone_is_clip_iqa(tmp_path: Path) -> None:
@@ -318,14 +205,6 @@ def test_a_name_alone_is_clip_iqa(tmp_path: Path) -> None:
         load("clip-iqa:RN5O:openai")
     with pytest.raises(FileNotFoundError):
         load("clip-iqa:nowhere.safetensors")
-
-
-@pytest.mark.parametrize("config", [ClipIQAConfig(pairs=OWN), ClipIQAPlusConfig(context=6, shared=False)])
-def test_a_config_comes_back_from_json(config: ClipIQAConfig | ClipIQAPlusConfig) -> None:
-    values = json.loads(json.dumps(as_dict(config)))
-    assert type(config).from_dict(values) == config
-    with pytest.raises(ValueError, match=r"differing: \['colour'\]"):
-        type(config).from_dict({**values, "colour": 1})
 
 
 # Bad input

@@ -16,9 +16,8 @@ from attriqa.models import KINDS, QualityModel
 from attriqa.models.clip_iqa import Pair
 from attriqa.models.mp_iqe import KADID_NAMES
 from attriqa.models.views import View
-from tests.models import test_clip_iqa, test_liqe, test_mp_iqe
-from tests.models.test_exiqa import teach_score, whole
-from tests.support import small_net
+from tests.support import clip_models, small_net
+from tests.support.clip_models import teach_score
 
 
 class Case(NamedTuple):
@@ -29,30 +28,25 @@ class Case(NamedTuple):
 
 
 def exiqa() -> QualityModel:
-    model = whole()
-    teach_score(model)
-    model.eval()
-    return model
+    return teach_score(clip_models.tuned_exiqa()).eval()
 
 
 def own_pairs() -> QualityModel:
     pairs = (Pair("natural", "Natural photo.", "Synthetic photo."), Pair('"very" new', "New photo.", "Old photo."))
-    return test_clip_iqa.zero(pairs=pairs)
+    return clip_models.clip_iqa(pairs=pairs)
 
 
 def mp_iqe() -> QualityModel:
-    model = test_mp_iqe.teach_score(test_mp_iqe.model_of(distortions=KADID_NAMES))
-    model.eval()
-    return model
+    return teach_score(clip_models.mp_iqe(distortions=KADID_NAMES)).eval()
 
 
 CASES = {
     "attribute-net": Case("attribute-net", small_net.build),
-    "clip-iqa": Case("clip-iqa", test_clip_iqa.zero),
+    "clip-iqa": Case("clip-iqa", clip_models.clip_iqa),
     "clip-iqa of one's own": Case("clip-iqa", own_pairs),
-    "clip-iqa-plus": Case("clip-iqa-plus", test_clip_iqa.plus),
+    "clip-iqa-plus": Case("clip-iqa-plus", clip_models.clip_iqa_plus),
     "exiqa": Case("exiqa", exiqa),
-    "liqe": Case("liqe", test_liqe.model_of),
+    "liqe": Case("liqe", clip_models.liqe),
     "mp-iqe": Case("mp-iqe", mp_iqe),
 }
 

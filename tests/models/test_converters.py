@@ -106,10 +106,10 @@ def test_liqe_is_found_in_every_layout(tmp_path: Path, layout: str, quality_only
     config = LIQEConfig(scenes=(), distortions=()) if quality_only else LIQEConfig()
     assert model.config == config
     assert not model.training
-    expected = LIQE(config, openai()).eval().tell(pictures(1))
-    for found, wanted in zip(model.tell(pictures(1)), expected, strict=True):
+    expected = LIQE(config, openai()).eval().predict(pictures(1))
+    for found, wanted in zip(model.predict(pictures(1)), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=0, atol=5e-3)
-    assert model.tell(pictures(1)).scenes.shape == (1, 0 if quality_only else 9)
+    assert model.predict(pictures(1)).scenes.shape == (1, 0 if quality_only else 9)
 
 
 @torch.no_grad()

@@ -1,76 +1,21 @@
-"""MP-IQE on small random CLIPs: its equations, what learns and what stands still, its crops and its checkpoint."""
+"""MP-IQE on small random CLIPs: its equations, its ablations, its crops; the rest is in test_clip_contract.py."""
 
-import functools
-import json
-from copy import deepcopy
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from attriqa.distortions import DISTORTION_KEYS
-from attriqa.files import as_dict
-from attriqa.images.crops import corners, fitted, seeded_crops
-from attriqa.models import checkpoint
+from attriqa.images.crops import corners, fitted
 from attriqa.models.assessment import Assessment
-from attriqa.models.checkpoint import CheckpointError
-from attriqa.models.clip.towers import CLIPTowers, build_clip, load_clip
-from attriqa.models.mp_iqe import (
-    KADID_NAMES,
-    MPIQE,
-    MPIQEConfig,
-    Reading,
-    gather_windows,
-    load,
-    window_features,
-    window_weights,
-)
-from tests.support import small_clip
+from attriqa.models.mp_iqe import KADID_NAMES, gather_windows, window_features, window_weights
+from tests.support.clip_models import CASES, RESNET, teach_score, towers_of, train
+from tests.support.clip_models import mp_iqe as model_of
 from tests.support.small_clip import pictures
 
-CONFIG = small_clip.vit(32)
 M, D = 9, 11
-
-
-@functools.cache  # they are frozen
-def towers_of(seed: int = 0, **vision: Any) -> CLIPTowers:
-    config = CONFIG | {"vision_cfg": CONFIG["vision_cfg"] | vision}
-    return build_clip({"model_cfg": config}, name="tiny", seed=seed)
-
-
-def model_of(towers: CLIPTowers | None = None, seed: int = 0, **changes: Any) -> MPIQE:
-    settings: dict[str, Any] = {"windows": 3, "crops": 3, "layers": 2} | changes
-    return MPIQE(MPIQEConfig(**settings), towers or towers_of(), seed=seed)
-
-
-def teach_score(model: MPIQE) -> MPIQE:
-    """A head that has an opinion, within (0, 1)."""
-    with torch.no_grad():
-        weight = cast(Tensor, model.head[-1].weight)
-        weight.copy_(torch.linspace(-0.1, 0.1, weight.numel())[None])
-    return model
-
-
-def train(model: MPIQE, steps: int = 4, lr: float = 0.01) -> list[float]:
-    learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(learnt, lr=lr)
-    model.train()
-    crops, mos = pictures(6, 48, 48), torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    history = []
-    for _ in range(steps):
-        found = model.read(crops)
-        loss = F.mse_loss(found.score, mos)
-        for logits in (found.scenes, found.distortions):
-            loss = loss + (F.cross_entropy(logits, torch.arange(6)) if logits.shape[1] else 0)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        history.append(loss.item())
-    return history
 
 
 # Equations
@@ -212,9 +157,9 @@ def test_a_branch_that_is_left_out_asks_nothing() -> None:
     assert neither.query.shape == (1, 24)
     assert no_scenes.query is None
     for model in (no_scenes, no_kinds, neither):
-        losses = train(model, 12, lr=2e-3)
+        losses = train(model, CASES["mp-iqe"]._replace(lr=2e-3), 12)
         assert losses[-1] < losses[0]
-        told = model.eval().tell(pictures())
+        told = model.eval().predict(pictures())
         assert told.scenes.shape[1] + told.distortions.shape[1] == sum(
             map(len, (model.config.scenes, model.config.distortions))
         )
@@ -232,7 +177,7 @@ def test_the_contexts_are_sets_of_their_own_and_as_long_as_asked() -> None:
 
 def test_an_assessment_has_what_the_model_knows() -> None:
     model = teach_score(model_of()).eval()
-    found, told = model(pictures()), model.tell(pictures())
+    found, told = model(pictures()), model.predict(pictures())
     assert isinstance(found, Assessment)
     assert (found.attributes, found.distortions, found.attribute_probs) == (None, None, None)
     assert (model.names, model.distortions) == (("score",), ())
@@ -244,19 +189,7 @@ def test_an_assessment_has_what_the_model_knows() -> None:
     strengths = known(pictures()).distortions
     assert strengths is not None
     assert strengths.shape == (3, 25)
-    torch.testing.assert_close(strengths, known.tell(pictures()).distortions)
-
-
-@pytest.mark.parametrize("size", [(60, 80), (48, 48), (40, 33), (33, 300), (200, 50)])
-def test_one_image_is_worth_as_much_alone_and_at_any_size(size: tuple[int, int]) -> None:
-    model = teach_score(model_of(crops=4)).eval()
-    images = pictures(4, *size)
-    with torch.no_grad():
-        together, again = model(images), model(images)
-        alone = Assessment.cat([model(image[None]) for image in images.flip(0)])
-    torch.testing.assert_close(together.score, alone.score.flip(0), rtol=0, atol=1e-5)
-    assert torch.equal(together.score, again.score)
-    assert together.score.std() > 1e-4
+    torch.testing.assert_close(strengths, known.predict(pictures()).distortions)
 
 
 def test_a_score_is_the_mean_over_crops_of_the_image_as_it_is() -> None:
@@ -288,201 +221,16 @@ def test_images_smaller_than_a_crop_are_scaled_up() -> None:
     assert fitted(pictures(1, 40, 1200), (48, 48)).shape == (1, 3, 48, 1440), "panoramas keep their aspect"
 
 
-def test_the_score_stays_within_0_and_1_and_keeps_its_gradient() -> None:
-    model = teach_score(model_of()).eval()
-    for offset in (-5.0, 5.0):
-        with torch.no_grad():
-            cast(Tensor, model.head[-1].bias).fill_(offset)
-        images = pictures().requires_grad_()
-        score = model(images).score
-        assert torch.equal(score, torch.full((3,), float(offset > 0)))
-        score.sum().backward()
-        assert images.grad is not None
-        assert (images.grad.flatten(1).norm(dim=1) > 0).all()
-
-
 def test_gradients_reach_the_pixels_of_every_crop_and_no_tower() -> None:
     model = teach_score(model_of()).eval()
     images = pictures().requires_grad_()
-    told = model.tell(images)
+    told = model.predict(images)
     (told.score.sum() + told.scenes[:, 0].sum() + told.distortions[:, 0].sum()).backward()
     assert images.grad is not None
     assert images.grad.isfinite().all()
     for y, x in corners((60, 80), (48, 48), 3):
         assert images.grad[:, :, y : y + 48, x : x + 48].flatten(1).norm(dim=1).min() > 0
     assert all(parameter.grad is None for parameter in model.clip.parameters())
-
-
-def test_there_is_no_score_before_the_head_is_trained() -> None:
-    model = model_of().eval()
-    assert not model.has_score
-    assert torch.equal(model(pictures()).score, torch.full((3,), 0.5))
-    assert teach_score(model).has_score
-
-
-def test_autocast_leaves_cosines_and_score_in_float32() -> None:
-    model = teach_score(model_of()).eval()
-    with torch.no_grad():
-        plain = model.tell(pictures())
-        with torch.autocast("cpu", torch.bfloat16):
-            mixed = model.tell(pictures())
-    for exact, rough in zip(plain, mixed, strict=True):
-        assert rough.dtype == torch.float32
-        torch.testing.assert_close(rough, exact, rtol=0, atol=0.05)
-
-
-class Largest(TorchDispatchMode):
-    """Remembers the size of the largest tensor that comes out of an operation with memory of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) and not func.is_view:
-            self.bytes = max(self.bytes, out.numel() * out.element_size())
-        return out
-
-
-def test_crops_of_a_4k_image_take_no_more_memory_than_those_of_a_small_one() -> None:
-    found = []
-    for height, width in ((300, 400), (2160, 3840)):
-        image = torch.zeros(1, 3, height, width)
-        with Largest() as largest:
-            cut = seeded_crops(image, (224, 224), 8)
-        assert cut.shape == (1, 8, 3, 224, 224)
-        found.append(largest.bytes)
-    assert found[0] == found[1] == 8 * 3 * 224 * 224 * 4
-
-
-def test_the_memory_estimate_follows_crops_and_gradients() -> None:
-    small, large = model_of(crops=2), model_of(crops=8)
-    sizes = {
-        (name, gradients): model.activation_bytes(60, 80, "own", gradients=gradients)
-        for name, model in (("small", small), ("large", large))
-        for gradients in (False, True)
-    }
-    assert 2 * sizes["small", False] < sizes["large", False] < 4 * sizes["small", False]
-    assert sizes["small", False] < sizes["small", True]
-
-
-# What learns
-
-
-def test_training_changes_what_learns_and_leaves_the_towers_bit_for_bit() -> None:
-    model = model_of()
-    before = deepcopy(model.state_dict())
-    losses = train(model, 12)
-    assert losses[-1] < 0.9 * losses[0]
-    assert not model.clip.visual.training, "frozen towers are in eval mode, whatever the rest"
-    same = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
-    assert same == {name for name in before if name.startswith("clip.")}
-
-
-def test_texts_are_read_once_when_they_do_not_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = teach_score(model_of())
-    calls: list[None] = []
-    encode = model.clip.encode_text
-
-    def counted(tokens: Tensor) -> Tensor:
-        calls.append(None)
-        return cast(Tensor, encode(tokens))
-
-    monkeypatch.setattr(model.clip, "encode_text", counted)
-    with torch.inference_mode():
-        model.eval()(pictures())
-    before = model(pictures()).score
-    assert len(calls) == 2, "scenes, distortions"
-    train(model, 3)
-    assert len(calls) == 2 + 3 * 2
-    after = model.eval()(pictures()).score
-    assert len(calls) == 10
-    assert not torch.equal(after, before)
-    other = teach_score(model_of(seed=5)).eval()
-    other(pictures())  # reads its own texts
-    other.load_state_dict(model.state_dict())
-    torch.testing.assert_close(other(pictures()).score, after, rtol=0, atol=1e-6)
-
-
-def test_the_same_seed_gives_the_same_model_and_no_global_draw_is_made() -> None:
-    before = torch.get_rng_state()
-    models = [model_of(seed=seed).state_dict() for seed in (1, 1, 2)]
-    assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())
-    drawn = ["prompts.prompts", "contexts.scenes.context", "contexts.distortions.context", "head.0.weight"]
-    for name in (*drawn, "decoder.0.self_attn.in_proj_weight", "decoder.1.linear1.weight"):
-        assert not torch.equal(models[0][name], models[2][name]), name
-    assert not torch.equal(models[0]["decoder.0.linear1.weight"], models[0]["decoder.1.linear1.weight"])
-
-
-# Checkpoints
-
-
-def same(one: MPIQE, two: MPIQE, tolerance: float = 1e-6) -> None:
-    with torch.no_grad():
-        for a, b in zip(one.eval().tell(pictures()), two.eval().tell(pictures()), strict=True):
-            torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
-
-
-def test_a_frozen_clip_with_a_name_stays_out_of_the_checkpoint(tmp_path: Path) -> None:
-    model = model_of(
-        load_clip(*small_clip.tagged(tmp_path / "clip", "attriqa-small-mp-iqe", CONFIG)), seed=3, temperature=0.5
-    )
-    train(model)
-    model.save(tmp_path / "model.safetensors", {"data": "made up"})
-    saved = checkpoint.load(tmp_path / "model.safetensors")
-    assert not any(name.startswith("clip.") for name in saved.state)
-    assert saved.provenance == {"data": "made up"}
-    loaded = load(tmp_path / "model.safetensors")
-    assert not loaded.training
-    assert loaded.has_score
-    assert loaded.config == model.config
-    same(loaded, model, 2e-3)  # what learnt is kept as float16
-    moved = (tmp_path / "clip").rename(tmp_path / "elsewhere")
-    with pytest.raises(CheckpointError, match=r"its CLIP cannot be had: the weights 'tiny' of .* are not on this"):
-        load(tmp_path / "model.safetensors")
-    same(load(tmp_path / "model.safetensors", towers=load_clip(f"local-dir:{moved}")), loaded)
-    with pytest.raises(CheckpointError, match=r"with the weights [0-9a-f]{16}, those of tiny are [0-9a-f]{16}"):
-        load(tmp_path / "model.safetensors", towers=towers_of(5))
-
-
-@pytest.mark.parametrize("vision", [{"width": 48}, {"layers": 3}])
-def test_a_clip_of_another_width_or_depth_is_refused(tmp_path: Path, vision: dict[str, Any]) -> None:
-    towers = load_clip(*small_clip.tagged(tmp_path / "clip", "attriqa-small-mp-iqe", CONFIG))
-    model_of(towers).save(tmp_path / "model.safetensors", {})
-    with pytest.raises(CheckpointError, match=r"made on attriqa-small-mp-iqe with the weights .*, those of tiny are"):
-        load(tmp_path / "model.safetensors", towers=towers_of(**vision))
-
-
-def test_a_checkpoint_without_a_name_to_go_by_holds_everything(tmp_path: Path) -> None:
-    model = model_of(temperature=0.5)
-    train(model)
-    model.save(tmp_path / "model.safetensors", {})
-    loaded = load(tmp_path / "model.safetensors")
-    same(loaded, model, 5e-3)
-    assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
-
-
-def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    model_of().save(path, {})
-    saved = checkpoint.load(path)
-    settings: dict[str, Any] = {"architecture": "MPIQE", "provenance": {}}
-    checkpoint.save(path, saved.state, config=saved.config | {"colour": 3}, **settings)
-    with pytest.raises(CheckpointError, match=r"its config does not build: .*differing: \['colour'\]"):
-        load(path)
-    nameless = {key: value for key, value in saved.config.items() if key != "clip"}
-    checkpoint.save(path, saved.state, config=nameless, **settings)
-    with pytest.raises(CheckpointError, match="it does not say which CLIP it stands on"):
-        load(path)
-    checkpoint.save(path, saved.state, config=saved.config, **settings | {"architecture": "ExIQA"})
-    with pytest.raises(CheckpointError, match="expected a checkpoint of MPIQE, got ExIQA"):
-        load(path)
-    deeper = saved.config | {"layers": 3}
-    checkpoint.save(path, saved.state, config=deeper, **settings)
-    with pytest.raises(CheckpointError, match=r"in the model but not in the file: decoder\.2"):
-        load(path)
 
 
 # Bad input
@@ -513,12 +261,5 @@ def test_what_does_not_fit_is_named(changes: dict[str, Any], message: str) -> No
 
 
 def test_a_tower_without_tokens_is_refused() -> None:
-    towers = build_clip({"model_cfg": small_clip.RESNET | {"text_cfg": CONFIG["text_cfg"]}}, name="resnet")
-    with pytest.raises(ValueError, match="resnet: tower: expected a vision transformer"):
-        model_of(towers)
-
-
-def test_a_config_comes_back_from_json() -> None:
-    config = MPIQEConfig(distortions=KADID_NAMES, prompt_kind="first", shorter_edge=96)
-    assert MPIQEConfig.from_dict(json.loads(json.dumps(as_dict(config)))) == config
-    assert Reading._fields == ("score", "scenes", "distortions")
+    with pytest.raises(ValueError, match="tiny: tower: expected a vision transformer"):
+        model_of(towers_of(config=RESNET))

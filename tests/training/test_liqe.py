@@ -1,27 +1,28 @@
 """The parts of LIQE's training: data sets side by side, crops of the grid, joint batches, losses and rates."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
+from attriqa.data import crops
 from attriqa.data.batches import JointBatches
-from attriqa.data.crops import stack_patches
+from attriqa.data.crops import stack
 from attriqa.data.leaks import LeakError
 from attriqa.data.protocol import make_plan
 from attriqa.distortions.classes import DISTORTION_CLASSES, SCENES
 from attriqa.images import ImageError, read
 from attriqa.models import checkpoint
-from attriqa.models.liqe import LIQEConfig, Told, grid
-from attriqa.training import liqe as liqe_training
-from attriqa.training.liqe import GridCrops, columns, losses, report, sets_of, started
+from attriqa.models.liqe import LIQEConfig, Prediction, grid
+from attriqa.training.folds import report
+from attriqa.training.liqe import fields, grid_crops, losses, sets_of, started
 from attriqa.training.losses import distortion_fidelity, quality_fidelity, scene_fidelity
 from attriqa.training.mp_iqe import Targets
 from attriqa.training.schedules import rate
-from tests.models.test_exiqa import whole
-from tests.models.test_liqe import model_of
+from tests.support import clip_models
 from tests.support.small_clip import pictures
 from tests.support.trees import clive as clive_tree
 from tests.support.trees import exiqa as exiqa_tree
@@ -37,9 +38,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def told(count: int, seed: int = 0) -> Told:
+def predicted(count: int, seed: int = 0) -> Prediction:
     generator = torch.Generator().manual_seed(seed)
-    return Told(*(torch.rand(count, width, generator=generator).softmax(1) for width in (5, 9, 11)))
+    return Prediction(*(torch.rand(count, width, generator=generator).softmax(1) for width in (5, 9, 11)))
 
 
 def test_sets_are_numbered_through_and_keep_what_is_known(tree: Path) -> None:
@@ -71,7 +72,7 @@ def test_a_data_set_given_twice_is_a_leak(tree: Path) -> None:
 def test_crops_are_of_the_grid_and_reach_all_of_it(tree: Path) -> None:
     paths = [tree / "clive" / "Images" / f"{i}.jpg" for i in range(3)]
     config, crop = LIQEConfig(stride=6), (32, 32)
-    images = GridCrops(paths, crop, config, 5, seed=1)
+    images = grid_crops(paths, crop, config, 5, seed=1)
     places = grid((50, 60), crop, config)
     seen: set[tuple[bool, tuple[int, int]]] = set()
     for epoch in range(20):
@@ -90,19 +91,19 @@ def test_crops_are_of_the_grid_and_reach_all_of_it(tree: Path) -> None:
             seen |= set(hits)
     assert {flipped for flipped, _ in seen} == {False, True}
     assert {place for _, place in seen} == set(places)
-    assert not torch.equal(images[0, 1].image, GridCrops(paths, crop, config, 5, seed=2)[0, 1].image)
+    assert not torch.equal(images[0, 1].image, grid_crops(paths, crop, config, 5, seed=2)[0, 1].image)
 
 
 def test_images_that_there_is_room_for_are_read_once(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths, taken = [tree / "clive" / "Images" / f"{i}.jpg" for i in range(3)], list[Path]()
 
-    def noted(path: Path) -> Tensor:
+    def noted(path: Path, **settings: Any) -> Tensor:
         taken.append(path)
-        return read(path)
+        return read(path, **settings)
 
-    monkeypatch.setattr(liqe_training, "read", noted)
+    monkeypatch.setattr(crops, "read", noted)
     bytes_of_one = 3 * 50 * 60
-    images, afresh = (GridCrops(paths, (32, 32), LIQEConfig(stride=6), 4, keep=keep) for keep in (2 * bytes_of_one, 0))
+    images, afresh = (grid_crops(paths, (32, 32), LIQEConfig(stride=6), 4, keep=keep) for keep in (2 * bytes_of_one, 0))
     for epoch in range(4):
         for number in range(3):
             assert torch.equal(images[epoch, number].image, afresh[epoch, number].image)
@@ -111,14 +112,14 @@ def test_images_that_there_is_room_for_are_read_once(tree: Path, monkeypatch: py
 
 def test_an_image_that_cannot_be_read_is_raised_where_it_is_used(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    batch = stack_patches([GridCrops([tmp_path / "bad.png"], (32, 32), LIQEConfig(), 2)[0, 0]])
+    batch = stack([grid_crops([tmp_path / "bad.png"], (32, 32), LIQEConfig(), 2)[0, 0]])
     with pytest.raises(ImageError, match=r"bad\.png"):
         batch.pixels(torch.device("cpu"))
 
 
 def test_small_images_are_scaled_up_for_their_crops(tmp_path: Path) -> None:
     Image.new("RGB", (33, 70)).save(tmp_path / "small.png")
-    assert GridCrops([tmp_path / "small.png"], (48, 48), LIQEConfig(), 3)[0, 0].image.shape == (3, 3, 48, 48)
+    assert grid_crops([tmp_path / "small.png"], (48, 48), LIQEConfig(), 3)[0, 0].image.shape == (3, 3, 48, 48)
 
 
 def test_a_batch_has_its_share_of_every_set_whatever_the_processes() -> None:
@@ -138,13 +139,13 @@ def test_a_batch_has_its_share_of_every_set_whatever_the_processes() -> None:
     late = JointBatches(rows, (2, 4), 9, first=6, seed=3)
     assert list(late) == lone[6:]
     assert len(late) == 3
-    assert late.whole(6) == [number for _, number in lone[6]]
+    assert late.numbers(6) == [number for _, number in lone[6]]
     with pytest.raises(ValueError, match="batch: expected a multiple of the 1 processes, at most the 7 images, got 8"):
         JointBatches(rows, (8, 4), 9)
 
 
 def test_quality_is_compared_within_a_set_alone() -> None:
-    found, sets = told(6), torch.tensor([0, 1, 0, 1, 1, 0])
+    found, sets = predicted(6), torch.tensor([0, 1, 0, 1, 1, 0])
     mos = torch.tensor([0.1, 0.9, 0.3, 0.2, 0.4, 0.8])
     scenes = torch.zeros(6, 9)
     scenes[0, [1, 4]] = 0.5
@@ -174,23 +175,23 @@ def test_the_rate_falls_and_rises_and_is_never_zero() -> None:
 
 
 def test_a_report_counts_what_is_known() -> None:
-    found = told(12)
+    found = predicted(12)
     mos = found.quality.tolist()
     scenes, distortions = torch.zeros(12, 9), torch.zeros(12, 11)
     for row in range(4):
         scenes[row, found.scenes[row].argmax()] = 1.0
     scenes[3] = scenes[3].roll(1)
     distortions[:5, :] = torch.nn.functional.one_hot(found.distortions[:5].argmax(1), 11).float()
-    entry = report(columns(found), LIQEConfig(), mos, Targets(torch.tensor(mos), scenes, distortions))
+    targets = Targets(torch.tensor(mos), scenes, distortions)
+    entry = report(fields(found), mos, "split0", **targets.classes())
     assert entry["srocc"] == pytest.approx(1)
     assert (entry["scene_accuracy"], entry["scene_n"]) == (0.75, 4)
     assert (entry["distortion_accuracy"], entry["distortion_n"]) == (1.0, 5)
-    assert columns(found)[:, 0].tolist() == pytest.approx([(value - 1) / 4 for value in mos])
-    assert "scene_n" not in report(columns(found), LIQEConfig(), mos)
+    assert fields(found)[0].tolist() == pytest.approx([(value - 1) / 4 for value in mos])
 
 
 def test_it_starts_on_the_clip_of_another_model(tmp_path: Path) -> None:
-    exiqa, liqe = whole(logit_scale=7.0), model_of(logit_scale=20.0)
+    exiqa, liqe = clip_models.tuned_exiqa(logit_scale=7.0), clip_models.liqe(logit_scale=20.0)
     exiqa.save(tmp_path / "exiqa.safetensors", {})
     liqe.save(tmp_path / "liqe.safetensors", {})
     few = LIQEConfig(scenes=("animal",), distortions=())

@@ -1,8 +1,9 @@
-"""The steps that recipes on CLIP share: going on where they were cut off, losses that are no numbers, files judged."""
+"""The steps that recipes share: going on where they were cut off, losses that are no numbers, predictions of files."""
 
 import json
 import time
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from attriqa.data.batches import central
+from attriqa.data.crops import Example, WholeImages
 from attriqa.images import ImageError
-from attriqa.training.loop import Loop, Pace, judge, loader
-from attriqa.training.state import StateError
+from attriqa.training.loop import Loop, Pace, loader, predict_all
+from attriqa.training.state import StateError, save_state
 
 PACE = Pace(steps=10, per_epoch=4, log_every=3, save_every=2, batch=6)
 
@@ -38,8 +41,8 @@ class Run:
     def __init__(self, accelerator: Accelerator, folder: Path, *, seed: int = 0, pace: Pace = PACE) -> None:
         self.learnt = nn.ParameterList([nn.Parameter(torch.zeros(3))])
         self.optimizer = torch.optim.Adam(self.learnt, lr=0.1)
-        self.loop = Loop(accelerator, folder, self.learnt, self.optimizer, losses=("total", "other"), pace=pace,
-                         identity={"seed": seed})  # fmt: skip
+        settings: dict[str, Any] = {"losses": ("total", "other"), "pace": pace, "identity": {"seed": seed}}
+        self.loop = Loop(accelerator, folder, {"learnt": self.learnt}, self.optimizer, **settings)
         self.taken: list[tuple[int, str]] = []
         self.tested: list[int] = []
 
@@ -63,7 +66,7 @@ class Run:
         steps = self.loop.pace.steps
         batches = (f"batch {number}" for number in range(self.loop.first, steps))
         names = [f"{number}.png" for number in range(steps)]
-        self.loop.run(step, batches, lambda number: [names[number]], test if self.loop.pace.tests else None)
+        self.loop.run(step, batches, lambda number: {"files": [names[number]]}, test if self.loop.pace.tests else None)
 
 
 def test_a_run_that_was_cut_off_ends_as_a_whole_one(accelerator: Accelerator, tmp_path: Path) -> None:
@@ -78,8 +81,8 @@ def test_a_run_that_was_cut_off_ends_as_a_whole_one(accelerator: Accelerator, tm
     assert rest.taken == [(8, "batch 8"), (9, "batch 9")]
     assert torch.equal(rest.learnt[0], whole.learnt[0])
     assert rest.loop.history == whole.loop.history
-    assert [row["epoch"] for row in whole.loop.history] == [1, 2]
-    assert [row["other"] for row in whole.loop.history] == [1.5, 5.5], "means of the numbers of an epoch's steps"
+    assert [row["epoch"] for row in whole.loop.history] == [1, 2, 2]
+    assert [row["other"] for row in whole.loop.history] == [1.5, 5.5, 8.5], "means of the numbers of an epoch's steps"
     assert whole.loop.means() == [[row["total"], row["other"]] for row in whole.loop.history]
 
 
@@ -123,6 +126,12 @@ def test_more_tests_than_steps_are_one_after_each() -> None:
     assert PACE._replace(steps=4, tests=9).ends() == [1, 2, 3, 4]
     assert PACE._replace(steps=9, tests=9).ends() == list(range(1, 10))
     assert PACE._replace(steps=100, tests=1).ends() == [100]
+
+
+def test_an_epoch_may_end_within_a_step() -> None:
+    assert PACE._replace(steps=8).ends() == [4, 8]
+    assert PACE._replace(steps=6, per_epoch=Fraction(5, 2)).ends() == [3, 5, 6], "5 batches an epoch, 2 a step"
+    assert PACE._replace(steps=0).ends() == [0]
 
 
 def test_a_run_that_is_over_takes_no_step(accelerator: Accelerator, tmp_path: Path) -> None:
@@ -170,40 +179,54 @@ def test_the_state_of_another_run_is_refused(accelerator: Accelerator, tmp_path:
         Run(accelerator, tmp_path, seed=1)
 
 
+def test_a_state_as_pretraining_once_wrote_it_goes_on(accelerator: Accelerator, tmp_path: Path) -> None:
+    learnt = nn.ParameterList([nn.Parameter(torch.zeros(3))])
+    optimizer = torch.optim.SGD(learnt, lr=0.1)
+    counters = {"step": 2, "loss_sum": 3.0, "loss_steps": 2, "history": [], "unreadable": {"a": "b"}, "config": {}}
+    save_state(tmp_path / "state.safetensors", {"net": learnt}, optimizer, counters)
+    loop = Loop(accelerator, tmp_path, {"net": learnt}, optimizer, losses=("loss",), pace=PACE, identity={})
+    assert (loop.first, loop.counters["sums"], loop.counters["unreadable"]) == (2, [3.0], {"a": "b"})
+
+
 def write(path: Path, value: int, width: int) -> Path:
     Image.fromarray(np.full((40, width, 3), value, np.uint8)).save(path)
     return path
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_files_are_judged_whole_in_their_order(accelerator: Accelerator, tmp_path: Path, workers: int) -> None:
+def test_files_are_predicted_whole_in_the_order_of_their_numbers(
+    accelerator: Accelerator, tmp_path: Path, workers: int
+) -> None:
     paths = [write(tmp_path / f"{i}.png", 50 * i, 40 + i) for i in range(4)]
     before = torch.get_rng_state()
 
-    def tell(image: Tensor) -> Tensor:
-        return torch.stack([image.mean((1, 2, 3)) * 255, torch.tensor([float(image.shape[3])])], 1)
+    def predict(batch: Example) -> list[Tensor]:
+        image = batch.pixels(torch.device("cpu"))
+        return [image.mean((1, 2, 3)) * 255, torch.tensor([[image.shape[3]]])]
 
-    found = judge(tell, paths, accelerator, workers=workers, title="test")
-    torch.testing.assert_close(found, torch.tensor([[50.0 * i, 40.0 + i] for i in range(4)]))
+    batches = loader(WholeImages(paths), central([3, 0, 2, 1], 1), workers=workers)
+    means, widths = predict_all(predict, batches, accelerator, "test")
+    torch.testing.assert_close(means, torch.tensor([0.0, 50, 100, 150]))
+    assert widths.tolist() == [[40], [41], [42], [43]]
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_file_that_cannot_be_read_is_named(accelerator: Accelerator, tmp_path: Path) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no picture")
-    tell: Any = lambda image: image.mean((1, 2, 3))[:, None]  # noqa: E731
+    batches = loader(WholeImages([write(tmp_path / "0.png", 3, 40), bad]), central([0, 1], 1), workers=1)
     with pytest.raises(ImageError, match=r"bad\.png"):
-        judge(tell, [write(tmp_path / "0.png", 3, 40), bad], accelerator, workers=0, title="test")
+        predict_all(lambda batch: [batch.pixels(torch.device("cpu")).mean((1, 2, 3))], batches, accelerator, "test")
 
 
-class Doubles(Dataset[list[int]]):
-    def __getitem__(self, number: int) -> list[int]:
-        return [2 * number]
+class Doubles(Dataset[Example]):
+    def __getitem__(self, where: tuple[int, int]) -> Example:
+        return Example(torch.full((1, 3, 2, 2), 2 * where[1], dtype=torch.uint8), where[1])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_are_those_that_are_listed(workers: int) -> None:
     before = torch.get_rng_state()
-    batches = loader(Doubles(), [[3, 1], [4]], lambda rows: [n for row in rows for n in row], workers=workers, seed=0)
-    assert list(batches) == [[6, 2], [8]]
+    batches = loader(Doubles(), [[(0, 3), (0, 1)], [(1, 4)]], workers=workers)
+    assert [batch.image[:, 0, 0, 0].tolist() for batch in batches] == [[6, 2], [8]]
     assert torch.equal(torch.get_rng_state(), before)

@@ -179,16 +179,16 @@ class TextContext(nn.Module):
         open_clip's text towers differ in masks, pooling and projection, but all begin with one embedding of tokens:
         there the context takes its place.
         """
-
-        def insert(module: nn.Module, args: object, embedded: Tensor) -> Tensor:
-            context = self.context.to(embedded.dtype).expand(len(embedded), -1, -1)
-            return torch.cat([embedded[:, :1], context, embedded[:, 1 + len(self.context) :]], 1)
-
-        handle = _embedding(model).register_forward_hook(insert)
+        handle = _embedding(model).register_forward_hook(lambda _, __, embedded: self._inserted(embedded))
         try:
             return cast(Tensor, cast(Any, model).encode_text(self.tokens))
         finally:
             handle.remove()
+
+    def _inserted(self, embedded: Tensor) -> Tensor:
+        """The embedded tokens of all texts (N, L, D) with the context in its place."""
+        context = self.context.to(embedded.dtype).expand(len(embedded), -1, -1)
+        return torch.cat([embedded[:, :1], context, embedded[:, 1 + len(self.context) :]], 1)
 
 
 def _embedding(model: nn.Module) -> nn.Embedding:
@@ -245,16 +245,6 @@ class AroundContext(TextContext):
         self.tokens = self.tokens.gather(1, torch.tensor(order))
         self.register_buffer("places", torch.tensor(places), persistent=False)  # (N, M)
 
-    def forward(self, model: nn.Module) -> Tensor:
-        """As `TextContext`: ``(N, E)``, not normalised."""
-
-        def insert(module: nn.Module, args: object, embedded: Tensor) -> Tensor:
-            where = self.places[:, :, None].expand(-1, -1, embedded.shape[2])
-            return embedded.scatter(1, where, self.context.to(embedded.dtype).expand_as(where))
-
-        clip = cast(Any, model)
-        handle = getattr(clip, "text", clip).token_embedding.register_forward_hook(insert)
-        try:
-            return cast(Tensor, clip.encode_text(self.tokens))
-        finally:
-            handle.remove()
+    def _inserted(self, embedded: Tensor) -> Tensor:
+        where = self.places[:, :, None].expand(-1, -1, embedded.shape[2])
+        return embedded.scatter(1, where, self.context.to(embedded.dtype).expand_as(where))

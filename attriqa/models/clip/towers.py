@@ -159,22 +159,21 @@ class CLIPEncoder:
         import open_clip
 
         quick_gelu = _check_weights(model_name, pretrained)
-        with torch.random.fork_rng(devices=[]):  # weights are drawn before they are loaded
-            model = _create(model_name, pretrained, quick_gelu)
-        self.preprocess = Preprocess.of(open_clip.get_model_preprocess_cfg(model))
+        towers = load_clip(model_name, pretrained)
+        self.preprocess = towers.preprocess
         # Activations, heads and patches do not show in the weights; the name of a local folder means nothing elsewhere.
         architecture = [open_clip.get_model_config(model_name), quick_gelu, self.preprocess]
         self.identity = (
             f"CLIP(model={model_name if not model_name.startswith('local-dir:') else 'local-dir'}, "
             f"architecture={_short_hash(json.dumps(architecture, sort_keys=True).encode())}, "
-            f"weights={weights_hash(model.state_dict())}, positional_embedding={positional_embedding})"
+            f"weights={weights_hash(towers.model.state_dict())}, positional_embedding={positional_embedding})"
         )
         self.size = self.preprocess.size if positional_embedding else None
         if not positional_embedding:
-            drop_positional_embedding(model.visual)
+            drop_positional_embedding(towers.model.visual)
         self.device = torch.device(device)
-        self._model = model.to(self.device).eval().requires_grad_(False)
-        self._tokenizer = _tokenizer(model_name)
+        self._model = towers.model.to(self.device).requires_grad_(False)
+        self._tokenizer = towers.tokenize
 
     def prepare(self, images: Tensor) -> Tensor:
         """As `Teacher.prepare`: the model's own resize and crop, or nothing without positional embedding."""
