@@ -106,7 +106,7 @@ class Scored(NamedTuple):
     left_out: dict[str, str]
 
 
-class Judge(attriqa.QualityReward):
+class RewardUnlessBlack(attriqa.QualityReward):
     """Scores as `attriqa.QualityReward` does, but an all-black image as minus infinity, which no other gets.
 
     So black images are found where they are decoded anyway, and no file is read twice to be scored.
@@ -119,8 +119,8 @@ class Judge(attriqa.QualityReward):
 
 
 def make_scorer(config: Config) -> attriqa.QualityReward:
-    """The model that judges."""
-    return Judge(config.model, view=config.view, device=config.device)
+    """The model, which finds black images besides."""
+    return RewardUnlessBlack(config.model, view=config.view, device=config.device)
 
 
 def source(name: str, paths: Sequence[Path], prompts: Sequence[str], opinions: list[float] | None = None) -> Source:

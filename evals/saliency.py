@@ -100,12 +100,12 @@ def run(config: Config) -> None:
         left = [kind for kind in config.types if (path.name, kind) not in done]
         rows += [measure(reward, path, kind, config, curves=number < curves, example=number == 0) for kind in left]
         write_json(rows_path, {"model": reward.identity, "rows": rows})
-    told = {kind: summary([row for row in rows if row["type"] == kind]) for kind in config.types}
+    means = {kind: summary([row for row in rows if row["type"] == kind]) for kind in config.types}
     protocol = f"level {config.level} on one half of {len(photos)} photos, {config.pattern} of {config.photos.name}"
-    report(told, reward.identity, protocol)
+    report(means, reward.identity, protocol)
     write_json(
         config.out / "metrics.json",
-        {"model": reward.identity, "protocol": protocol, "n": len(photos), "goal": _GOAL, "types": told},
+        {"model": reward.identity, "protocol": protocol, "n": len(photos), "goal": _GOAL, "types": means},
     )
 
 
@@ -184,10 +184,10 @@ def areas(
             inside[torch.from_numpy(order[: round(fraction * len(order))])] = True
             inside = inside.view(found.shape)
             steps += [torch.where(inside, photo, worse), torch.where(inside, worse, photo)]
-        said = look(reward, torch.cat(steps)).view(-1, 2)
+        looks = look(reward, torch.cat(steps)).view(-1, 2)
         at = [0.0, *_FRACTIONS, 1.0]
-        deletion = [worst, *said[:, 0].tolist(), best]
-        insertion = [best, *said[:, 1].tolist(), worst]
+        deletion = [worst, *looks[:, 0].tolist(), best]
+        insertion = [best, *looks[:, 1].tolist(), worst]
         result[f"deletion_{name}"] = float(np.trapezoid(deletion, at)) - worst
         result[f"insertion_{name}"] = best - float(np.trapezoid(insertion, at))
     return result
@@ -195,33 +195,33 @@ def areas(
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Means over the photos of one type."""
-    told: dict[str, Any] = {"n": len(rows)}
+    means: dict[str, Any] = {"n": len(rows)}
     for name in rows[0]["share"]:
         values = [row["share"][name] for row in rows]
-        told[f"share_{name}"] = statistics.fmean(values)
-        told[f"right_half_{name}"] = statistics.fmean(value > 0.5 for value in values)
-    told |= {name: statistics.fmean(row[name] for row in rows) for name in _ABOUT}
+        means[f"share_{name}"] = statistics.fmean(values)
+        means[f"right_half_{name}"] = statistics.fmean(value > 0.5 for value in values)
+    means |= {name: statistics.fmean(row[name] for row in rows) for name in _ABOUT}
     curved = [row for row in rows if "areas" in row]
     change = sum(row["drop"] for row in curved)
-    told["n_curves"] = len(curved)
+    means["n_curves"] = len(curved)
     if change > 0:  # of the mean curve: the change of a single photo may be next to nothing
-        told |= {name: sum(row["areas"][name] for row in curved) / change for name in curved[0]["areas"]}
-    return told
+        means |= {name: sum(row["areas"][name] for row in curved) / change for name in curved[0]["areas"]}
+    return means
 
 
-def report(told: dict[str, dict[str, Any]], identity: str, protocol: str) -> None:
+def report(means: dict[str, dict[str, Any]], identity: str, protocol: str) -> None:
     """The tables, in Markdown."""
     print(f"{identity}\n{protocol}\n\nshare of the map's mass on the distorted half (goal: {_GOAL} or more)\n")
     names = ("share_score", "share_attribute", "share_distortion", "right_half_score", *_ABOUT)
     heads = ("map of the score", "of the attribute", "of the distortion", "score's map over 0.5", *_ABOUT.values())
-    _table(told, names, heads)
+    _table(means, names, heads)
     curves = [f"{curve}_{name}" for curve in ("deletion", "insertion") for name in ("map", "random")]
     print("\narea of the curves, map of the score against a random map\n")
-    _table(told, curves, [name.replace("_", ", ") for name in curves])
+    _table(means, curves, [name.replace("_", ", ") for name in curves])
 
 
-def _table(told: dict[str, dict[str, Any]], names: Sequence[str], heads: Sequence[str]) -> None:
-    rows = [[kind, *(f"{row[name]:.3f}" if name in row else "" for name in names)] for kind, row in told.items()]
+def _table(means: dict[str, dict[str, Any]], names: Sequence[str], heads: Sequence[str]) -> None:
+    rows = [[kind, *(f"{row[name]:.3f}" if name in row else "" for name in names)] for kind, row in means.items()]
     print(markdown(["distortion", *heads], rows))
 
 

@@ -175,13 +175,13 @@ def summarise(
         lines.append(f"{name} on its ramp, mean over folds: SROCC {change['before']:.3f} -> {change['after']:.3f}")
     if tested:
         srocc = srocc_cost(tested)
-        told = verdict(attacks["splits"]["logit"], srocc, ramps, limit=limit, ramp_limit=ramp_limit)
-        summary |= {"srocc": srocc, "verdict": told}
+        decision = verdict(attacks["splits"]["logit"], srocc, ramps, limit=limit, ramp_limit=ramp_limit)
+        summary |= {"srocc": srocc, "verdict": decision}
         lines += [
             f"{in_domain}, five crops: SROCC {srocc['before']:.4f} -> {srocc['after']:.4f}; within a split "
             f"{-srocc['mean_cost']:+.4f} in the mean, {-srocc['worst_cost']:+.4f} at worst",
             *_tested(tested),
-            told["words"],
+            decision["words"],
         ]
     return summary, lines
 

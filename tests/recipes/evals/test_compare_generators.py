@@ -214,7 +214,7 @@ def test_a_model_without_finite_scores_is_not_called_black(
     judged: Run, recipe: ModuleType, tmp_path: Path, folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(config: Any) -> QualityReward:
-        scorer: QualityReward = recipe.Judge(small_net.build())
+        scorer: QualityReward = recipe.RewardUnlessBlack(small_net.build())
         for name, buffer in scorer.model.named_buffers():
             if "regressor" in name and buffer.is_floating_point():
                 buffer.fill_(torch.nan)
