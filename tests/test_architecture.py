@@ -302,7 +302,7 @@ def test_a_wheel_holds_the_packages_and_nothing_else(tmp_path: Path) -> None:
     skip = shutil.ignore_patterns("__pycache__", ".*", "*.egg-info")
     for name in ("attriqa", "tests", *RECIPE_FOLDERS):
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, tree / name, ignore=skip)
+            shutil.copytree(ROOT / name, tree / name, ignore=skip, dirs_exist_ok=True)  # evals/speed lies in evals
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
     words = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(tmp_path)]

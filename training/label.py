@@ -3,7 +3,7 @@
     accelerate launch training/label.py --images imagenet/train --teacher clip:ViT-B-16:openai --out runs/labels
     torchrun --nproc_per_node 8 training/label.py --images 'shards/train-{0000..0146}.tar' --out runs/labels
 
-Writes OUT/labels.parquet, one row per image (see attriqa/pseudo_labels.py), for training/pretrain.py. A label that
+Writes OUT/labels.parquet, one row per image (see `attriqa.data.pseudo_labels`), for training/pretrain.py. A label that
 is there is never computed again: a killed run goes on with the same command and loses at most one part per process, and
 a source that has grown costs only what is new in it. Labels of another teacher in OUT are refused.
 

@@ -1,4 +1,4 @@
-"""The table of distortions and what all 25 have in common; each formula has its tests in test_distortions_*.py."""
+"""The table of distortions and what all 25 have in common; formulas have their tests beside this file, by family."""
 
 import numpy as np
 import pytest
