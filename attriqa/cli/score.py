@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import math
 import os
 import shutil
 import statistics
@@ -18,7 +17,7 @@ from attriqa import __version__
 from attriqa.attributes import ATTRIBUTES
 from attriqa.cli import options
 from attriqa.cli.options import CommandError, add_scorer, ending_in
-from attriqa.evaluation.score_table import ScoreRow, ScoreTable, TableError, path_text, rounded
+from attriqa.evaluation.score_table import ScoreRow, ScoreTable, TableError, path_text
 from attriqa.files import write_json
 from attriqa.pages.html import printable
 from attriqa.pages.report import ReportRow, write_report
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from attriqa.reward import FileScore, QualityReward
+    from attriqa.reward import QualityReward
 
 _EXAMPLES = """\
 examples:
@@ -174,34 +173,24 @@ class _Results:
         """Score what has no row yet, showing and keeping each result as it comes."""
         from tqdm import tqdm
 
+        from attriqa.evaluation.score_files import score_files
+
         rest = {text: path for text, path in self.wanted.items() if text not in self.rows}
         self.earlier = len(self.rows)
         if self.earlier and self.table is not None:
             print(f"{self.earlier} of {len(self.wanted)} images are in {self.table.path} already", file=sys.stderr)
         started = time.perf_counter()
-        bar = tqdm(total=len(rest), unit="image", dynamic_ncols=True, leave=False, disable=not sys.stderr.isatty())
-        with bar:
-            for text, result in zip(rest, scorer.score_files(rest.values(), threads=threads), strict=True):
-                row = self._take(text, result)
-                self.seconds = time.perf_counter() - started
-                if row is None:
-                    tqdm.write(f"{printable(text)}: {printable(self.errors[text])}", file=sys.stderr)
-                else:
-                    screen.row(row)
-                bar.update()
 
-    def _take(self, text: str, result: "FileScore") -> ScoreRow | None:
-        reason = result.error
-        if reason is None and result.score is not None:
-            row = ScoreRow(text, result.score, tuple(result.attributes or ()), tuple(result.distortions or ()))
-            if all(map(math.isfinite, row.values)):
-                self.rows[text] = self.table.add(row) if self.table is not None else rounded(row)
-                return self.rows[text]
-            reason = "the model gave no finite score"
-        self.errors[text] = reason or "the model gave no score"
-        if self.table is not None:
-            self.table.add_error(text, self.errors[text])
-        return None
+        def take(text: str, row: ScoreRow | str) -> None:
+            self.seconds = time.perf_counter() - started
+            if isinstance(row, str):
+                self.errors[text] = row
+                tqdm.write(f"{printable(text)}: {printable(row)}", file=sys.stderr)
+            else:
+                self.rows[text] = row
+                screen.row(row)
+
+        score_files(scorer, rest, self.table, threads=threads, watch=take)
 
     def in_order(self) -> list[ScoreRow]:
         """The rows in the order of the inputs, whatever the order in which they were made."""

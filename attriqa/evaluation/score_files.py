@@ -43,7 +43,7 @@ def score_files(
         scorer: what scores.
         files: paths by the text that stands for them in the table.
         table: open; without one, results go to ``watch`` alone.
-        title: of the progress bar.
+        title: of the progress bar, which stays when it is full; one without a title goes.
         threads: that decode; by default one per core, at most 8.
         read: as `row_of`.
         watch: called with each file's text and its row as it was kept, or the reason why it has none.
@@ -53,7 +53,15 @@ def score_files(
     """
     todo = {text: path for text, path in files.items() if table is None or text not in table.rows}
     results = scorer.score_files(iter(todo.values()), threads=threads)
-    bar = tqdm(zip(todo, results, strict=True), total=len(todo), desc=title, unit="image", disable=None)
+    bar = tqdm(
+        zip(todo, results, strict=True),
+        title,
+        len(todo),
+        title is not None,
+        unit="image",
+        dynamic_ncols=True,
+        disable=None,
+    )
     errors: dict[str, str] = {}
     for text, result in bar:
         row = read(text, result)
