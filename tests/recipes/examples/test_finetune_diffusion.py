@@ -273,6 +273,6 @@ def test_the_best_of_eight_is_kept(folder: Path, tmp_path: Path, run_recipe: Run
     assert done.returncode == 0, done.stderr
     said = done.stdout.split()
     rewards = [float(word) for word in said[1:9]]
-    assert int(said[-1]) == int(np.argmax(rewards))
+    assert rewards[int(said[-1])] == max(rewards)  # printed with four digits, two may look alike
     with Image.open(tmp_path / "best.png") as picture:
         assert picture.size == (32, 32)
