@@ -41,7 +41,16 @@ from attriqa.pages.ab import ABPair, write_ab_page
 from attriqa_envs.agents.search import Method, Objective, adam
 from attriqa_envs.evaluation import make_judges, recovery
 from attriqa_envs.evaluation.page import Item, Version, write_compare_page
-from attriqa_envs.evaluation.records import DEFAULT, EXPERT, Record, Records, facts_of, measure, summarize, table_text
+from attriqa_envs.evaluation.records import (
+    DEFAULT,
+    EXPERT,
+    Record,
+    Records,
+    facts_of,
+    measure,
+    table_of_methods,
+    table_text,
+)
 from attriqa_envs.evaluation.setup import (
     TRAINED_SIDE,
     Identity,
@@ -265,7 +274,7 @@ def compared(config: Config, group: ImageGroup, methods: Sequence[str]) -> tuple
         method: [records.read(method, file) for file in group.files if records.has(method, file)]
         for method in (DEFAULT, *methods, EXPERT)
     }
-    rows = summarize({method: some for method, some in kept.items() if some}, config.seed)
+    rows = table_of_methods({method: some for method, some in kept.items() if some}, config.seed)
     return rows, table_text(rows)
 
 
@@ -281,7 +290,7 @@ def recovered(config: Config, groups: Sequence[ImageGroup], methods: Sequence[st
         scores = {method: fmean(record["told"]["score"] for record in some) for method, some in kept.items()}
         known = {"score_original": scores[ORIGINAL], "score_before": scores[DEFAULT]}
         for method in methods:
-            row = recovery.summarize(errors[DEFAULT], errors[method], config.seed)
+            row = recovery.mean_errors(errors[DEFAULT], errors[method], config.seed)
             rows.append({"perturbation": group.name, "method": method, **row, **known, "score_after": scores[method]})
     return rows, recovery.table_text(rows)
 

@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             told = {other: (values - before[other]).tolist() for other, values in after.items()}
             write_json(path, {"target": name, "method": method, "budget": budget, "gains": told})
         results.append(json.loads(path.read_text(encoding="utf-8")))
-    summarise(config, {name: values.tolist() for name, values in before.items()}, results)
+    report(config, {name: values.tolist() for name, values in before.items()}, results)
 
 
 def short(name: str) -> str:
@@ -158,7 +158,7 @@ def save_picture(path: Path, clean: Tensor, attacked: Tensor, budget: int) -> No
         Image.fromarray(pixels).save(temporary, "PNG")
 
 
-def summarise(config: Config, before: dict[str, list[float]], results: list[dict[str, Any]]) -> None:
+def report(config: Config, before: dict[str, list[float]], results: list[dict[str, Any]]) -> None:
     """Print and write both tables."""
     scale = {name: float(np.std(values, ddof=1)) or 1.0 for name, values in before.items()}
     rows = []

@@ -246,7 +246,7 @@ def run_all(config: Config, runs: Sequence[Run], lock: int | None) -> tuple[Rows
 # Reporting
 
 
-def summary(folds: Folds) -> dict[str, Any]:
+def medians(folds: Folds) -> dict[str, Any]:
     """Median of each statistic over folds; the interval is over folds, or over images where there is one fold."""
     values: dict[str, Any] = {"n": statistics.median(fold["n"] for fold in folds)}
     for name in metrics.STATISTICS:
@@ -272,14 +272,14 @@ def rows_of(config: Config, run: Run, folds: Folds) -> Iterator[dict[str, Any]]:
     else:
         experiment, figures = "data-efficient", published.data_efficient(run.name, run.fraction)
     if experiment in config.experiments:
-        values: dict[str, Any] = {view: summary([fold[view] for fold in folds]) for view in VIEWS}
+        values: dict[str, Any] = {view: medians([fold[view] for fold in folds]) for view in VIEWS}
         cosines = [fold["feature_cosine"] for fold in folds if fold.get("feature_cosine") is not None]
         values["feature_cosine"] = statistics.median(cosines) if cosines else None
         values["published_feature_cosine"] = published.feature_cosine(run.name) if experiment == "in-domain" else None
         values["published"] = [figure._asdict() for figure in figures if comparable]
         yield {"experiment": experiment, **about, "test": run.name, **values}
     for test, title in run.tests.items():
-        values = {"five_crop": summary([fold["cross"][title] for fold in folds])}
+        values = {"five_crop": medians([fold["cross"][title] for fold in folds])}
         values["published"] = [figure._asdict() for figure in published.cross_dataset(run.name, test) if comparable]
         yield {"experiment": "cross", **about, "test": test, **values}
 

@@ -79,7 +79,7 @@ class Config:
                 raise ValueError(f"{name}: expected at least {least}, got {value}")
 
 
-class Source(NamedTuple):
+class ImageSet(NamedTuple):
     """A generator's images before they are scored: ``keys`` are their absolute paths as text, ``opinions`` a MOS."""
 
     name: str
@@ -88,9 +88,9 @@ class Source(NamedTuple):
     prompts: list[str]
     opinions: list[float] | None = None
 
-    def keep(self, places: Sequence[int]) -> "Source":
+    def keep(self, places: Sequence[int]) -> "ImageSet":
         """The images at these places."""
-        return Source(
+        return ImageSet(
             self.name,
             [self.keys[place] for place in places],
             [self.paths[place] for place in places],
@@ -123,13 +123,13 @@ def make_scorer(config: Config) -> attriqa.QualityReward:
     return RewardUnlessBlack(config.model, view=config.view, device=config.device)
 
 
-def source(name: str, paths: Sequence[Path], prompts: Sequence[str], opinions: list[float] | None = None) -> Source:
+def source(name: str, paths: Sequence[Path], prompts: Sequence[str], opinions: list[float] | None = None) -> ImageSet:
     """A generator's images, by keys that mean the same from any working directory."""
     keys = [path_text(os.path.abspath(path)) for path in paths]  # noqa: PTH100 (resolve would merge links)
-    return Source(name, keys, list(paths), list(prompts), opinions)
+    return ImageSet(name, keys, list(paths), list(prompts), opinions)
 
 
-def find_sources(config: Config) -> tuple[list[Source], list[str]]:
+def find_sources(config: Config) -> tuple[list[ImageSet], list[str]]:
     """The images of each generator with their prompts, and notes on what was not used."""
     if config.agiqa is not None:
         sources, notes = agiqa_sources(config.agiqa, config.allow_missing)
@@ -153,7 +153,7 @@ def find_sources(config: Config) -> tuple[list[Source], list[str]]:
     return sources, notes
 
 
-def agiqa_sources(root: Path, allow_missing: bool) -> tuple[list[Source], list[str]]:
+def agiqa_sources(root: Path, allow_missing: bool) -> tuple[list[ImageSet], list[str]]:
     """AGIQA-3K's generator settings, which its image names begin with."""
     data = read_agiqa(root, allow_missing=allow_missing)
     members: dict[str, list[int]] = {}
@@ -169,7 +169,7 @@ def agiqa_sources(root: Path, allow_missing: bool) -> tuple[list[Source], list[s
     return found, notes
 
 
-def folder_sources(config: Config) -> tuple[list[Source], list[str]]:
+def folder_sources(config: Config) -> tuple[list[ImageSet], list[str]]:
     """The images in each folder of the command line."""
     folders: dict[str, Path] = {}
     for value in config.generator:
@@ -184,7 +184,7 @@ def folder_sources(config: Config) -> tuple[list[Source], list[str]]:
     if len(folders) < 2:
         raise ValueError(f"generator: expected two or more, got {', '.join(folders)}")
     told = {} if config.prompts is None else read_image_prompts(config.prompts)
-    found: list[Source] = []
+    found: list[ImageSet] = []
     used: set[str | None] = set()
     for name, folder in folders.items():
         paths = images.find([folder], recursive=config.recursive)
@@ -210,7 +210,7 @@ def folder_sources(config: Config) -> tuple[list[Source], list[str]]:
     return found, [f"{config.prompts}: {unused:,} of its images are in no folder"] if unused else []
 
 
-def score(config: Config, scorer: attriqa.QualityReward, entry: Source) -> Scored:
+def score(config: Config, scorer: attriqa.QualityReward, entry: ImageSet) -> Scored:
     """Score a generator's images that OUT/scores/NAME.csv lacks, and tell those that have no score."""
     with open_table(config, scorer, entry) as table:
         black = {key for key, reason in table.errors.items() if reason == BLACK}
@@ -236,7 +236,7 @@ def row_unless_black(key: str, result: FileScore) -> ScoreRow | str:
     return BLACK if result.score == -math.inf else row_of(key, result)
 
 
-def open_table(config: Config, scorer: attriqa.QualityReward, entry: Source) -> ScoreTable:
+def open_table(config: Config, scorer: attriqa.QualityReward, entry: ImageSet) -> ScoreTable:
     """The table of a generator's scores, without those of files that have changed since."""
     path = config.out / "scores" / f"{entry.name}.csv"
     written = modified(path)

@@ -100,7 +100,7 @@ def run(config: Config) -> None:
         left = [kind for kind in config.types if (path.name, kind) not in done]
         rows += [measure(reward, path, kind, config, curves=number < curves, example=number == 0) for kind in left]
         write_json(rows_path, {"model": reward.identity, "rows": rows})
-    means = {kind: summary([row for row in rows if row["type"] == kind]) for kind in config.types}
+    means = {kind: means_of([row for row in rows if row["type"] == kind]) for kind in config.types}
     protocol = f"level {config.level} on one half of {len(photos)} photos, {config.pattern} of {config.photos.name}"
     report(means, reward.identity, protocol)
     write_json(
@@ -193,7 +193,7 @@ def areas(
     return result
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def means_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Means over the photos of one type."""
     means: dict[str, Any] = {"n": len(rows)}
     for name in rows[0]["share"]:

@@ -48,7 +48,7 @@ from attriqa.data.splits import Fold
 from attriqa.evaluation.attacks import pgd, score_all
 from attriqa.evaluation.folds import evaluate_fold
 from attriqa.evaluation.probes import follow_ramps
-from attriqa.evaluation.robustness import summarise
+from attriqa.evaluation.robustness import robustness_table
 from attriqa.files import as_dict, write_json
 from attriqa.models import AttributeNet
 from attriqa.models.attribute_heads import squash
@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def adversarial_heads(config: Config) -> None:
-    """Work on every fold that has no result yet, then summarise."""
+    """Work on every fold that has no result yet, then print their table."""
     if config.smoke:
         config = replace(config, splits=1, photos_per_round=4, steps=2, epochs=2, batch=8, attacked=2, side=64,
                          budgets=config.budgets[:1], ramp_photos=1, tuned_renders=2, tuned_side=64)  # fmt: skip
@@ -387,7 +387,7 @@ def finish(config: Config, run: ProbeRun) -> None:
         "gains in standard deviations over the clean photos, mean over folds [95 % interval over photos]"
     )
     limits = {"limit": config.limit, "ramp_limit": config.ramp_limit}
-    summary, lines = summarise(results, in_domain=run.plan.protocol, seed=config.seed, **limits)
+    summary, lines = robustness_table(results, in_domain=run.plan.protocol, seed=config.seed, **limits)
     print("\n".join([protocol, *lines]))
     write_json(config.out / "metrics.json", {"protocol": protocol, **summary, "folds": results})
     shutil.rmtree(config.out / "statistics", ignore_errors=True)

@@ -44,13 +44,13 @@ from attriqa.config import claim_folder, opt, required, run_command
 from attriqa.data.unlabelled import ImageIndex, TooManyUnreadableError, Unreadable, index_images
 from attriqa.distortions import DISTORTIONS, find_distortion
 from attriqa.distortions.contact_sheet import contact_sheet
-from attriqa.distortions.mixtures import Recipe, apply_recipes, draw_recipe, smallest_side, write_manifest
+from attriqa.distortions.mixtures import Mixture, apply_mixtures, draw_mixture, smallest_side, write_manifest
 from attriqa.files import atomic_path, write_json
 from attriqa.images import ImageError, find, read
 
 GRAY = 1.5 / 255  # channels that differ by one step of 8 bits come from rounding, not from colour
 SHEET_EDGE = 192  # px, shorter edge of the contact sheet's photos
-Entry = tuple[str, str, Recipe]  # name of an image in OUT, name of its reference, what is done to it
+Entry = tuple[str, str, Mixture]  # name of an image in OUT, name of its reference, what is done to it
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def run(config: Config) -> None:
     if not made:
         raise SystemExit(f"no image of {config.images} could be used: {unreadable.reasons}")
     write_manifest(config.out / "manifest.csv", made, single=config.single)
-    summarise(config, made, unreadable, timing)
+    report(config, made, unreadable, timing)
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def claim_of(config: Config) -> Claim:
 
     The manifest's labels are drawn again when the images are there, so the draws must still be the same ones.
     """
-    probe = [draw_recipe(np.random.default_rng(seed_of(config.seed, "", turn))) for turn in range(8)]
+    probe = [draw_mixture(np.random.default_rng(seed_of(config.seed, "", turn))) for turn in range(8)]
     draws = blake2b(repr(probe).encode(), digest_size=8).hexdigest()
     return Claim(**{**vars(config), "out": Path(), "workers": 0, "allow_gray": False}, draws=draws)
 
@@ -207,16 +207,16 @@ def entries(config: Config, index: ImageIndex, number: int) -> Iterator[Entry]:
         among = config.among
         for turn in range(1, config.passes + 1):
             rng = np.random.default_rng(seed_of(config.seed, key, turn))
-            recipe = draw_recipe(rng, most=config.most, among=among)
+            recipe = draw_mixture(rng, most=config.most, among=among)
             yield f"images/{key}.{turn:02d}.{config.format}", key, recipe
         return
     name = f"images/{stem(index, number)}"
     reference = f"{name}.{config.format}"
-    yield reference, reference, Recipe((), (), 0)
+    yield reference, reference, Mixture((), (), 0)
     for kind in config.among:
         for level in range(1, 6):
             seed = seed_of(config.seed, key, kind, level).generate_state(1, np.uint64)[0]
-            recipe = Recipe((kind,), (level,), int(seed))
+            recipe = Mixture((kind,), (level,), int(seed))
             yield f"{name}_{kind + 1:02d}_{level:02d}.{config.format}", reference, recipe
 
 
@@ -260,7 +260,7 @@ class Jobs(Dataset[Outcome]):
             return Outcome(key, reason=error.reason)
         for path, recipe in todo:
             # One at a time: in a batch, sums of floats may round otherwise, and the bytes depend on what is left to do.
-            made = apply_recipes(image, [recipe], level_order=config.level_order, finalize=config.finalize)
+            made = apply_mixtures(image, [recipe], level_order=config.level_order, finalize=config.finalize)
             save(path, made, config.format)
         return Outcome(key, len(todo), time.perf_counter() - started, is_gray(image[0]))
 
@@ -343,7 +343,7 @@ def generate(config: Config, index: ImageIndex, unreadable: Unreadable) -> dict[
     }
 
 
-def summarise(config: Config, made: list[Entry], unreadable: Unreadable, timing: dict[str, float]) -> None:
+def report(config: Config, made: list[Entry], unreadable: Unreadable, timing: dict[str, float]) -> None:
     """Print and write what the set is, and how long this run took for its part of it."""
     counts = np.bincount([index for *_, recipe in made for index in recipe.order], minlength=len(DISTORTIONS))
     summary = {

@@ -38,7 +38,7 @@ from attriqa.data.crops import PhotoCrops
 from attriqa.data.protocol import Plan, Protocol, make_plan, refuse_learnt
 from attriqa.data.ramps import RAMPS, RampGroups, find_photos
 from attriqa.data.splits import Fold, random_split
-from attriqa.evaluation.folds import evaluate_fold, mean_cosine, summarise
+from attriqa.evaluation.folds import evaluate_fold, mean_cosine, table_of_folds
 from attriqa.evaluation.probes import follow_ramps
 from attriqa.files import as_dict, atomic_path, write_json
 from attriqa.images import read
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def finetune(config: Config) -> None:
-    """Run every fold that has no result yet, then summarise."""
+    """Run every fold that has no result yet, then print their table."""
     if config.smoke:
         config = replace(config, splits=1, views=2, probe_epochs=2, probe_batch=8, epochs=2, batch=4, workers=0)
         config = replace(config, ramp_levels=3)
@@ -379,7 +379,7 @@ def evaluate(run: Run, net: AttributeNet) -> dict[str, Any]:
 def report(config: Config, plan: Plan) -> None:
     """Print and write the table of all folds."""
     results = [json.loads((config.out / fold.name / "metrics.json").read_text()) for fold in plan.folds]
-    summary, lines = summarise(plan, results)
+    summary, lines = table_of_folds(plan, results)
     print("\n".join([plan.protocol, *lines]))
     moved = [result["feature_cosine"] for result in results if "feature_cosine" in result]
     if moved:

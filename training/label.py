@@ -106,7 +106,7 @@ def run(config: Config) -> None:
     if accelerator.is_main_process:
         write_json(config.out / "unreadable.json", unreadable.reasons)
         pseudo_labels.merge(config.out, origin)
-        summarise(config, index, origin, unreadable)
+        report(config, index, origin, unreadable)
     accelerator.end_training()
 
 
@@ -172,7 +172,7 @@ def rate(teacher: Teacher, items: list[Item], device: torch.device) -> Iterator[
         yield [number for number, _ in group], teacher(images).cpu()
 
 
-def summarise(config: Config, index: ImageIndex, origin: pseudo_labels.Origin, unreadable: Unreadable) -> None:
+def report(config: Config, index: ImageIndex, origin: pseudo_labels.Origin, unreadable: Unreadable) -> None:
     """Print and write what the labels look like."""
     scores = pseudo_labels.load(config.out, origin).align(index.keys)
     scores = scores[~np.isnan(scores[:, 0])].astype(np.float64)

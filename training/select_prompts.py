@@ -316,7 +316,7 @@ def chosen(candidates: Candidates, scores: dict[str, Floats], index: int) -> dic
     return pair | {task: float(table[row, column]) for task, table in scores.items()}
 
 
-def summary(name: str, tables: dict[str, Floats]) -> dict[str, Any]:
+def extremes(name: str, tables: dict[str, Floats]) -> dict[str, Any]:
     """Best, median and worst pair of an attribute, and the pair that ATTIQA selected: its rank, 1 for the best."""
     candidates, scores = CANDIDATES[name], {**tables, "score": sum(tables.values(), np.zeros(()))}
     order = np.argsort(-scores["score"], axis=None, kind="stable")  # the first of the listed ones, among equals
@@ -333,7 +333,7 @@ def summary(name: str, tables: dict[str, Floats]) -> dict[str, Any]:
 
 def report(config: Config, record: dict[str, Any], tables: dict[str, dict[str, Floats]]) -> dict[str, Any]:
     """Print and write everything."""
-    attributes = {name: summary(name, tables[name]) for name in ATTRIBUTES}
+    attributes = {name: extremes(name, tables[name]) for name in ATTRIBUTES}
     listed = {
         name: {
             **attributes[name],

@@ -19,17 +19,17 @@ from attriqa.data.sources import DistortionSource, applicable
 from attriqa.distortions.mixtures import (
     COUNT,
     LEVELS,
-    Recipe,
-    apply_recipes,
+    Mixture,
+    apply_mixtures,
     check_draw,
-    draw_recipe,
+    draw_mixture,
     smallest_side,
     strengths,
 )
 from attriqa.images import ImageError, read
 
 _MULTI, _SINGLE = 1, 2  # streams of the test sets' draws
-_CLEAN = Recipe((), (), 0)
+_CLEAN = Mixture((), (), 0)
 
 
 class Files(FileCrops):
@@ -62,7 +62,7 @@ def _size(image: Tensor) -> tuple[int, int]:
 
 
 class _DistortedPhotos(Dataset[Example]):
-    """Squares of pristine photos, distorted at their own size by a recipe each.
+    """Squares of pristine photos, distorted at their own size by a mixture each.
 
     A loader asks for a whole batch at once: images with a step in common are distorted together, which saves most of
     the time that small crops take.
@@ -80,7 +80,7 @@ class _DistortedPhotos(Dataset[Example]):
         """The photo of an item."""
         return self.paths[number % len(self.paths)]
 
-    def recipe(self, epoch: int, number: int) -> tuple[Recipe, Rng]:
+    def mixture(self, epoch: int, number: int) -> tuple[Mixture, Rng]:
         """What is done to an item, and the generator that it is cut by."""
         raise NotImplementedError
 
@@ -89,19 +89,19 @@ class _DistortedPhotos(Dataset[Example]):
 
     def __getitems__(self, batch: Sequence[tuple[int, int]]) -> list[Example]:
         """The items of a batch, each at ``(epoch, number)``."""
-        examples, recipes = [], []
+        examples, mixtures = [], []
         for epoch, number in batch:
-            recipe, rng = self.recipe(epoch, number)
+            mixture, rng = self.mixture(epoch, number)
             image, unreadable = torch.zeros(3, self.crop, self.crop), tuple[ImageError, ...]()
             try:
                 photo = read(self.path(number), shorter_edge=self.shorter_edge)
                 image = crop_and_flip(photo, self.crop, rng).contiguous()
             except ValueError as error:
-                recipe, unreadable = _CLEAN, (named(error, self.path(number)),)
+                mixture, unreadable = _CLEAN, (named(error, self.path(number)),)
             examples.append(Example(image, number, unreadable))
-            recipes.append(recipe)
-        images = apply_recipes(torch.stack([example.image for example in examples]), recipes)
-        targets = strengths(recipes)[:, self.among]
+            mixtures.append(mixture)
+        images = apply_mixtures(torch.stack([example.image for example in examples]), mixtures)
+        targets = strengths(mixtures)[:, self.among]
         return [
             example._replace(image=as_bytes(image)[None], strengths=target)
             for example, image, target in zip(examples, images, targets, strict=True)
@@ -139,20 +139,20 @@ class Mixtures(_DistortedPhotos):
         check_mixture(most, clean_share, self.among)
         self.most, self.clean_share, self.seed = most, clean_share, seed
 
-    def recipe(self, epoch: int, number: int) -> tuple[Recipe, Rng]:
+    def mixture(self, epoch: int, number: int) -> tuple[Mixture, Rng]:
         """Drawn."""
         rng = np.random.default_rng([self.seed, epoch, number])
         if rng.random() < self.clean_share:
             return _CLEAN, rng
-        return draw_recipe(rng, most=self.most, among=self.among), rng
+        return draw_mixture(rng, most=self.most, among=self.among), rng
 
 
 class FixedMixtures(_DistortedPhotos):
-    """Central crops of pristine photos with known recipes: a test that is the same each time.
+    """Central crops of pristine photos with known mixtures: a test that is the same each time.
 
     Args:
         source: of photos.
-        recipes: number of the photo in ``source``, and recipe, of each item.
+        mixtures: number of the photo in ``source``, and mixture, of each item.
         crop: px, side of the square that is cut out.
         shorter_edge: px that photos are read at; None: their own size.
     """
@@ -160,21 +160,21 @@ class FixedMixtures(_DistortedPhotos):
     def __init__(
         self,
         source: DistortionSource,
-        recipes: Sequence[tuple[int, Recipe]],
+        mixtures: Sequence[tuple[int, Mixture]],
         *,
         crop: int,
         shorter_edge: int | None = None,
     ) -> None:
         super().__init__(source, crop, shorter_edge)
-        self.recipes = recipes
+        self.mixtures = mixtures
 
     def path(self, number: int) -> Path:
         """The photo of an item."""
-        return self.paths[self.recipes[number][0]]
+        return self.paths[self.mixtures[number][0]]
 
-    def recipe(self, epoch: int, number: int) -> tuple[Recipe, Rng]:
+    def mixture(self, epoch: int, number: int) -> tuple[Mixture, Rng]:
         """As it was given."""
-        return self.recipes[number][1], None
+        return self.mixtures[number][1], None
 
 
 def check_crop(crop: int, among: Sequence[int]) -> None:
@@ -190,28 +190,28 @@ def check_mixture(most: int, clean_share: float, among: Sequence[int]) -> None:
         raise ValueError(f"clean_share: expected a share in [0, 1], got {clean_share}")
 
 
-def mixed_recipes(
+def several_distortions(
     photos: Sequence[int], passes: int, most: int, among: Sequence[int], seed: int
-) -> list[tuple[int, Recipe]]:
+) -> list[tuple[int, Mixture]]:
     """The test of several distortions at once: each photo ``passes`` times, K ~ U{1..most}."""
     return [
-        (photo, draw_recipe(np.random.default_rng([seed, _MULTI, turn, photo]), most=most, among=among))
+        (photo, draw_mixture(np.random.default_rng([seed, _MULTI, turn, photo]), most=most, among=among))
         for turn in range(passes)
         for photo in photos
     ]
 
 
-def single_recipes(photos: Sequence[int], passes: int, among: Sequence[int], seed: int) -> list[tuple[int, Recipe]]:
+def one_distortion(photos: Sequence[int], passes: int, among: Sequence[int], seed: int) -> list[tuple[int, Mixture]]:
     """The test of one distortion at a time: each at each of five levels on ``passes`` photos, which take turns."""
     rng = np.random.default_rng([seed, _SINGLE])
-    found: list[tuple[int, Recipe]] = []
+    found: list[tuple[int, Mixture]] = []
     for _ in range(passes):
         for index in among:
             for level in range(1, LEVELS + 1):
                 if len(found) % len(photos) == 0:
                     turns = rng.permutation(photos)
                 photo = int(turns[len(found) % len(photos)])
-                found.append((photo, Recipe((index,), (level,), int(rng.integers(2**63)))))
+                found.append((photo, Mixture((index,), (level,), int(rng.integers(2**63)))))
     return found
 
 
@@ -266,8 +266,8 @@ def photo_tests(
         shorter_edge: px that photos are read at; None: their own size.
     """
     among = applicable(source.keys)
-    recipes = {"mixed": mixed_recipes(photos, passes, most, among, seed)}
-    recipes["single"] = single_recipes(photos, single_passes, among, seed)
+    mixtures = {"mixed": several_distortions(photos, passes, most, among, seed)}
+    mixtures["single"] = one_distortion(photos, single_passes, among, seed)
     constant = {"mixed": mean_strengths(len(among), most), "single": mean_strengths(len(among), 1)}
     return [
         HeldOut(
@@ -276,12 +276,12 @@ def photo_tests(
             tuple(range(len(fixed))),
             constant[name],
         )
-        for name, fixed in recipes.items()
+        for name, fixed in mixtures.items()
     ]
 
 
 class DistortedCrops(PhotoCrops):
-    """Random crops and flips of pristine photos, distorted at the crop's size by recipes that change with each epoch.
+    """Random crops and flips of pristine photos, distorted at the crop's size by mixtures that change with each epoch.
 
     Args:
         paths: the photos.
@@ -318,5 +318,5 @@ class DistortedCrops(PhotoCrops):
         image, _, rng = self.draw(position)
         if rng.random() < self.clean_share:
             return image.contiguous(), torch.zeros(COUNT)
-        recipe = draw_recipe(rng, most=self.most, among=self.among)
-        return apply_recipes(image.contiguous()[None], [recipe])[0], strengths([recipe])[0]
+        mixture = draw_mixture(rng, most=self.most, among=self.among)
+        return apply_mixtures(image.contiguous()[None], [mixture])[0], strengths([mixture])[0]

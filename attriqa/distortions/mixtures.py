@@ -25,7 +25,7 @@ SINGLE_COLUMNS = ("image", "ref", "distortion", "level")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Mixture:
     """What is done to one image. Empty, it leaves the image as it is.
 
     Raises:
@@ -50,7 +50,7 @@ class Recipe:
         return int(np.random.SeedSequence([self.seed, index]).generate_state(1, np.uint64)[0]) >> 1
 
 
-def draw_recipe(rng: np.random.Generator, *, most: int = COUNT, among: Sequence[int] = range(COUNT)) -> Recipe:
+def draw_mixture(rng: np.random.Generator, *, most: int = COUNT, among: Sequence[int] = range(COUNT)) -> Mixture:
     """Draw K ~ U{1..most} distinct distortions in random order, each at a level of U{1..5}.
 
     Args:
@@ -65,29 +65,29 @@ def draw_recipe(rng: np.random.Generator, *, most: int = COUNT, among: Sequence[
     count = int(rng.integers(1, min(most, len(among)) + 1))
     order = tuple(among[int(place)] for place in rng.permutation(len(among))[:count])
     levels = tuple(rng.integers(1, LEVELS + 1, count).tolist())
-    return Recipe(order, levels, int(rng.integers(2**63)))
+    return Mixture(order, levels, int(rng.integers(2**63)))
 
 
 def check_draw(most: int, among: Sequence[int]) -> None:
-    """Refuse, with a ``ValueError``, what `draw_recipe` cannot draw from."""
+    """Refuse, with a ``ValueError``, what `draw_mixture` cannot draw from."""
     if most < 1:
         raise ValueError(f"most: expected at least 1, got {most}")
     if not among or len(set(among)) < len(among) or not set(among) <= set(range(COUNT)):
         raise ValueError(f"among: expected one or more different indices of 0 to {COUNT - 1}, got {list(among)}")
 
 
-def apply_recipes(
+def apply_mixtures(
     images: Tensor,
-    recipes: Sequence[Recipe],
+    mixtures: Sequence[Mixture],
     *,
     level_order: LevelOrder = "kadid",
     finalize: Finalize = "clip",
 ) -> Tensor:
-    """Distort each image by its own recipe, clipped to [0, 1] after every step; not differentiable.
+    """Distort each image by its own mixture, clipped to [0, 1] after every step; not differentiable.
 
     Args:
         images: ``(B, 3, H, W)`` float32 or float64 in [0, 1], as large as `smallest_side` asks for.
-        recipes: B of them.
+        mixtures: B of them.
         level_order: what a level means, as in `attriqa.distortions.distort`.
         finalize: what ends every step, as there.
 
@@ -95,25 +95,25 @@ def apply_recipes(
         ``(B, 3, H, W)`` of the same dtype and device; ``images`` stay as they are.
 
     Raises:
-        ValueError: B recipes were expected; or a fault that `attriqa.distortions.distort` finds with the images.
+        ValueError: B mixtures were expected; or a fault that `attriqa.distortions.distort` finds with the images.
     """
-    if len(recipes) != len(images):
-        raise ValueError(f"recipes: expected one for each of {len(images)} images, got {len(recipes)}")
+    if len(mixtures) != len(images):
+        raise ValueError(f"mixtures: expected one for each of {len(images)} images, got {len(mixtures)}")
     result = images.detach().clone()
-    done = [0] * len(recipes)  # steps of each
+    done = [0] * len(mixtures)  # steps of each
     while True:
         # Only the order within an image counts. So the images whose next step is the same one go together, and those
         # with a long way to go first: fewer calls than step by step.
         weight: dict[int, int] = defaultdict(int)
-        for recipe, at in zip(recipes, done, strict=True):
-            if at < len(recipe.order):
-                weight[recipe.order[at]] += len(recipe.order) - at
+        for mixture, at in zip(mixtures, done, strict=True):
+            if at < len(mixture.order):
+                weight[mixture.order[at]] += len(mixture.order) - at
         if not weight:
             return result
         index = max(weight, key=lambda candidate: (weight[candidate], -candidate))
-        members = [b for b, recipe in enumerate(recipes) if recipe.order[done[b] :][:1] == (index,)]
-        levels = torch.tensor([recipes[b].levels[done[b]] for b in members])
-        seeds = [recipes[b].step_seed(index) for b in members]
+        members = [b for b, mixture in enumerate(mixtures) if mixture.order[done[b] :][:1] == (index,)]
+        levels = torch.tensor([mixtures[b].levels[done[b]] for b in members])
+        seeds = [mixtures[b].step_seed(index) for b in members]
         key = DISTORTIONS[index].key
         result[members] = distort_seeded(
             result[members], key, levels, seeds, level_order=level_order, finalize=finalize
@@ -127,11 +127,11 @@ def smallest_side(among: Iterable[int] = range(COUNT)) -> int:
     return max(DISTORTIONS[index].smallest for index in among)
 
 
-def strengths(recipes: Sequence[Recipe]) -> Tensor:
+def strengths(mixtures: Sequence[Mixture]) -> Tensor:
     """ExIQA's target P(I, d): ``(B, 25)`` float32, level / 5, and 0 for a distortion that is absent."""
-    result = torch.zeros(len(recipes), COUNT)
-    for row, recipe in zip(result, recipes, strict=True):
-        for index, level in zip(recipe.order, recipe.levels, strict=True):
+    result = torch.zeros(len(mixtures), COUNT)
+    for row, mixture in zip(result, mixtures, strict=True):
+        for index, level in zip(mixture.order, mixture.levels, strict=True):
             row[index] = level / LEVELS
     return result
 
@@ -149,25 +149,25 @@ class DistortedImage:
     strengths: Tensor  # (25,) float32, level / 5; 0 where absent
 
 
-def write_manifest(path: Path, entries: Iterable[tuple[str, str, Recipe]], *, single: bool) -> None:
+def write_manifest(path: Path, entries: Iterable[tuple[str, str, Mixture]], *, single: bool) -> None:
     """Write what `read_manifest` reads, whole or not at all.
 
     Args:
         path: a CSV file in the folder that the images' names are relative to.
-        entries: image, reference and recipe of each.
+        entries: image, reference and mixture of each.
         single: one distortion each, ``image,ref,distortion,level``; or else ``image,ref,d01..d25,order`` with levels
             0 to 5 and the numbers 1 to 25 in the order of application.
     """
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(SINGLE_COLUMNS if single else MIXED_COLUMNS)
-        for image, reference, recipe in entries:
+        for image, reference, mixture in entries:
             if single:
-                (index,), (level,) = recipe.order, recipe.levels
+                (index,), (level,) = mixture.order, mixture.levels
                 writer.writerow((image, reference, DISTORTION_KEYS[index], level))
                 continue
-            levels = dict(zip(recipe.order, recipe.levels, strict=True))
-            order = " ".join(str(index + 1) for index in recipe.order)
+            levels = dict(zip(mixture.order, mixture.levels, strict=True))
+            order = " ".join(str(index + 1) for index in mixture.order)
             writer.writerow((image, reference, *(levels.get(index, 0) for index in range(COUNT)), order))
 
 
@@ -194,12 +194,12 @@ def read_manifest(path: Path | str) -> list[DistortedImage]:
         expected = f"image,ref,d01..d{COUNT},order or {','.join(SINGLE_COLUMNS)}"
         raise ManifestError(f"{path}: expected the columns {expected}; got {','.join(header)[:200] or 'none'}")
     named: list[tuple[str, str]] = []
-    recipes: list[Recipe] = []
+    mixtures: list[Mixture] = []
     for fields in reader:
         try:
             if None in fields or None in fields.values():
                 raise ValueError(f"expected {len(header)} fields")  # noqa: TRY301 (one place adds the line)
-            recipes.append(_recipe_of(fields))
+            mixtures.append(_mixture_of(fields))
         except ValueError as error:
             raise ManifestError(f"{path} line {reader.line_num}: {error}") from error
         named.append((fields["image"], fields["ref"]))
@@ -208,20 +208,20 @@ def read_manifest(path: Path | str) -> list[DistortedImage]:
     gone = [image for image, _ in named if not (path.parent / image).is_file()]
     if gone:
         raise ManifestError(f"{path}: {len(gone)} of its {len(named)} images are gone, first {path.parent / gone[0]}")
-    rows = strengths(recipes)
+    rows = strengths(mixtures)
     return [DistortedImage(path.parent / image, ref, row) for (image, ref), row in zip(named, rows, strict=True)]
 
 
-def _recipe_of(fields: Mapping[str, str]) -> Recipe:
-    """The recipe of a line, without its seed."""
+def _mixture_of(fields: Mapping[str, str]) -> Mixture:
+    """The mixture of a line, without its seed."""
     if "distortion" in fields:
         if fields["distortion"] not in DISTORTION_KEYS:
             raise ValueError(f"distortion: expected a key such as {DISTORTION_KEYS[0]}, got {fields['distortion']!r}")
-        return Recipe((DISTORTION_KEYS.index(fields["distortion"]),), (int(fields["level"]),), 0)
+        return Mixture((DISTORTION_KEYS.index(fields["distortion"]),), (int(fields["level"]),), 0)
     levels = {index: int(fields[f"d{index + 1:02d}"]) for index in range(COUNT)}
     order = tuple(int(number) - 1 for number in fields["order"].split())
     present = {index for index, level in levels.items() if level}
     if set(order) != present:
         numbers = " ".join(str(index + 1) for index in sorted(present))
         raise ValueError(f"order: expected the numbers of the levels above 0, {numbers}; got {fields['order']!r}")
-    return Recipe(order, tuple(levels[index] for index in order), 0)
+    return Mixture(order, tuple(levels[index] for index in order), 0)

@@ -75,7 +75,7 @@ def mean_cosine(
     return sum(cosines) / len(cosines)
 
 
-def summarise(plan: Plan, results: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+def table_of_folds(plan: Plan, results: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
     """What `evaluate_fold` gave over all folds: medians for ``metrics.json``, and the same as lines to print."""
     summary: dict[str, Any] = {"protocol": plan.protocol, "folds": list(results)}
     lines: list[str] = []

@@ -137,7 +137,7 @@ def _tested(results: Sequence[Result]) -> list[str]:
 _HEADER = ("folds", "attack", "before", "after", "bought", "those before, shown to the net after")
 
 
-def summarise(
+def robustness_table(
     results: Sequence[Result], *, in_domain: str, seed: int, limit: float, ramp_limit: float
 ) -> tuple[dict[str, Any], list[str]]:
     """All of the above over all folds: for ``metrics.json``, and as lines to print.

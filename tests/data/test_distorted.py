@@ -17,13 +17,13 @@ from attriqa.data.distorted import (
     FixedMixtures,
     Mixtures,
     mean_strengths,
-    mixed_recipes,
+    one_distortion,
     photo_tests,
-    single_recipes,
+    several_distortions,
 )
 from attriqa.data.sources import DistortionSource, photo_source, rated_source
 from attriqa.distortions import DISTORTION_KEYS
-from attriqa.distortions.mixtures import Recipe, apply_recipes, draw_recipe, strengths
+from attriqa.distortions.mixtures import Mixture, apply_mixtures, draw_mixture, strengths
 from attriqa.images import ImageError, read
 from tests.support.trees import exiqa as exiqa_tree
 
@@ -80,11 +80,11 @@ def test_an_item_comes_from_its_photo_with_what_its_strengths_say(photos: Distor
 
 
 def test_fixed_recipes_are_applied_to_central_crops(photos: DistortionSource) -> None:
-    recipe = Recipe((AMONG[0], AMONG[2]), (3, 5), 17)
-    fixed = [(1, recipe), (2, Recipe((), (), 0))]
+    recipe = Mixture((AMONG[0], AMONG[2]), (3, 5), 17)
+    fixed = [(1, recipe), (2, Mixture((), (), 0))]
     first, second = FixedMixtures(photos, fixed, crop=64).__getitems__([(CENTRAL, 0), (CENTRAL, 1)])
     crop = read(photos.paths[1])[None, :, 16:80, 16:80]
-    assert torch.equal(first.image[0], (apply_recipes(crop, [recipe])[0] * 255).round().to(torch.uint8))
+    assert torch.equal(first.image[0], (apply_mixtures(crop, [recipe])[0] * 255).round().to(torch.uint8))
     assert torch.equal(first.strengths, strengths([recipe])[0, AMONG])
     assert torch.equal(second.image[0], (read(photos.paths[2])[:, 16:80, 16:80] * 255).round().to(torch.uint8))
 
@@ -153,30 +153,30 @@ def test_squares_of_files_at_their_own_size(tmp_path: Path) -> None:
 
 
 def test_the_test_of_mixtures_is_fixed_and_even() -> None:
-    recipes = mixed_recipes([4, 9], 50, 3, AMONG, 0)
+    recipes = several_distortions([4, 9], 50, 3, AMONG, 0)
     assert Counter(photo for photo, _ in recipes) == {4: 50, 9: 50}
     counts = Counter(len(recipe.order) for _, recipe in recipes)
     assert set(counts) == {1, 2, 3}
     assert min(counts.values()) > 20
-    assert recipes == mixed_recipes([4, 9], 50, 3, AMONG, 0) != mixed_recipes([4, 9], 50, 3, AMONG, 1)
+    assert recipes == several_distortions([4, 9], 50, 3, AMONG, 0) != several_distortions([4, 9], 50, 3, AMONG, 1)
     assert len({recipe.seed for _, recipe in recipes}) == 100
 
 
 def test_the_test_of_single_distortions_has_each_at_each_level() -> None:
-    recipes = single_recipes([2, 3, 5], 4, AMONG, 0)
+    recipes = one_distortion([2, 3, 5], 4, AMONG, 0)
     assert Counter((recipe.order, recipe.levels) for _, recipe in recipes) == {
         ((index,), (level,)): 4 for index in AMONG for level in range(1, 6)
     }
     turns = Counter(photo for photo, _ in recipes)
     assert max(turns.values()) - min(turns.values()) <= 1
     assert all(len({photo for photo, recipe in recipes if recipe.order == (index,)}) == 3 for index in AMONG)
-    assert recipes == single_recipes([2, 3, 5], 4, AMONG, 0) != single_recipes([2, 3, 5], 4, AMONG, 1)
+    assert recipes == one_distortion([2, 3, 5], 4, AMONG, 0) != one_distortion([2, 3, 5], 4, AMONG, 1)
 
 
 @pytest.mark.parametrize(("count", "most", "clean"), [(25, 25, 0.0), (25, 3, 0.1), (6, 10, 0.5)])
 def test_mean_strengths_are_those_of_what_is_drawn(count: int, most: int, clean: float) -> None:
     rng = np.random.default_rng(0)
-    drawn = [draw_recipe(rng, most=most, among=range(count)) for _ in range(4000)]
+    drawn = [draw_mixture(rng, most=most, among=range(count)) for _ in range(4000)]
     expected = (1 - clean) * strengths(drawn)[:, :count].mean().item()
     found = mean_strengths(count, most, clean)
     assert found.shape == (count,)

@@ -21,7 +21,7 @@ from attriqa.data.sources import (
 )
 from attriqa.distortions import DISTORTION_KEYS
 from attriqa.distortions.attributes import DISTORTION_ATTRIBUTES
-from attriqa.distortions.mixtures import Recipe, write_manifest
+from attriqa.distortions.mixtures import Mixture, write_manifest
 from tests.support.trees import datasets as dataset_trees
 from tests.support.trees import exiqa as exiqa_tree
 
@@ -121,9 +121,9 @@ def test_sets_without_levels_are_refused(tmp_path: Path) -> None:
 def test_a_manifest_keeps_images_with_wanted_distortions_alone(tmp_path: Path) -> None:
     exiqa_tree.photos(tmp_path, 3)
     entries = [
-        ("pristine_0.png", "a", Recipe((9, 10), (1, 5), 0)),
-        ("pristine_1.png", "b", Recipe((9, 0), (2, 2), 0)),
-        ("pristine_2.png", "c", Recipe((), (), 0)),
+        ("pristine_0.png", "a", Mixture((9, 10), (1, 5), 0)),
+        ("pristine_1.png", "b", Mixture((9, 0), (2, 2), 0)),
+        ("pristine_2.png", "c", Mixture((), (), 0)),
     ]
     write_manifest(tmp_path / "manifest.csv", entries, single=False)
     source = manifest_source(tmp_path, ("white_noise", "jpeg"))
@@ -195,7 +195,7 @@ def test_references_stay_whole(tmp_path: Path) -> None:
 
 def test_a_manifest_is_split_by_its_references(tmp_path: Path) -> None:
     exiqa_tree.photos(tmp_path, 4)
-    entries = [(f"pristine_{i}.png", "ab"[i % 2], Recipe((9,), (i + 1,), 0)) for i in range(4)]
+    entries = [(f"pristine_{i}.png", "ab"[i % 2], Mixture((9,), (i + 1,), 0)) for i in range(4)]
     write_manifest(tmp_path / "manifest.csv", entries, single=True)
     (fold,) = manifest_plan(tmp_path, JPEG, splits=1, held_out=0.5).folds
     assert {tuple(fold.train), tuple(fold.test)} == {(0, 2), (1, 3)}

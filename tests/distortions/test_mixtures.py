@@ -17,9 +17,9 @@ from attriqa.data.distorted import DistortedCrops
 from attriqa.distortions import DISTORTION_KEYS, DISTORTIONS, distort_seeded
 from attriqa.distortions.mixtures import (
     ManifestError,
-    Recipe,
-    apply_recipes,
-    draw_recipe,
+    Mixture,
+    apply_mixtures,
+    draw_mixture,
     read_manifest,
     smallest_side,
     strengths,
@@ -40,9 +40,9 @@ def scene(batch: int, seed: int = 0, side: int = SIDE) -> Tensor:
     return smooth * 0.9 + 0.05
 
 
-def draws(count: int, **settings: object) -> list[Recipe]:
+def draws(count: int, **settings: object) -> list[Mixture]:
     rng = np.random.default_rng(0)
-    return [draw_recipe(rng, **settings) for _ in range(count)]  # type: ignore[arg-type]
+    return [draw_mixture(rng, **settings) for _ in range(count)]  # type: ignore[arg-type]
 
 
 def test_the_numbers_of_distortions_and_their_levels_are_uniform() -> None:
@@ -83,7 +83,7 @@ def test_a_recipe_that_cannot_be_is_refused(
     order: tuple[int, ...], levels: tuple[int, ...], seed: int, fault: str
 ) -> None:
     with pytest.raises(ValueError, match=fault):
-        Recipe(order, levels, seed)
+        Mixture(order, levels, seed)
 
 
 def test_draws_that_cannot_be_are_refused() -> None:
@@ -96,63 +96,63 @@ def test_draws_that_cannot_be_are_refused() -> None:
 
 def test_a_recipe_is_its_steps_one_after_another() -> None:
     image = scene(1)
-    recipe = Recipe((17, 9, 10, 22), (5, 4, 3, 2), 7)
+    recipe = Mixture((17, 9, 10, 22), (5, 4, 3, 2), 7)
     expected = image
     for index, level in zip(recipe.order, recipe.levels, strict=True):
         expected = distort_seeded(expected, DISTORTION_KEYS[index], level, [recipe.step_seed(index)])
-    assert torch.equal(apply_recipes(image, [recipe]), expected)
-    turned = Recipe(recipe.order[::-1], recipe.levels[::-1], 7)
-    assert not torch.equal(apply_recipes(image, [turned]), expected), "the order counts"
+    assert torch.equal(apply_mixtures(image, [recipe]), expected)
+    turned = Mixture(recipe.order[::-1], recipe.levels[::-1], 7)
+    assert not torch.equal(apply_mixtures(image, [turned]), expected), "the order counts"
     assert len({recipe.step_seed(index) for index in range(25)} | {replace(recipe, seed=8).step_seed(0)}) == 26
 
 
 def test_a_batch_gets_what_each_image_would_get_alone() -> None:
     """Whatever is applied together, each image sees its own steps in its own order."""
     images = scene(6)
-    recipes = [*draws(5, among=CHEAP), Recipe((), (), 0)]
+    recipes = [*draws(5, among=CHEAP), Mixture((), (), 0)]
     kept = images.clone()
-    batch = apply_recipes(images, recipes)
+    batch = apply_mixtures(images, recipes)
     assert torch.equal(images, kept), "the input stays as it is"
     assert torch.equal(batch[5], images[5]), "no distortion, no change"
     assert 0 <= batch.min() <= batch.max() <= 1
     for image, recipe, result in zip(images, recipes, batch, strict=True):
         # JPEG turns a last bit into a step of 1/255 at a few pixels.
-        alone = apply_recipes(image[None], [recipe])[0]
+        alone = apply_mixtures(image[None], [recipe])[0]
         assert (alone - result).abs().mean() < 1e-5
-    flipped = apply_recipes(images.flip(0), recipes[::-1])
+    flipped = apply_mixtures(images.flip(0), recipes[::-1])
     assert (flipped.flip(0) - batch).abs().mean() < 1e-5
 
 
 def test_all_25_in_one_recipe() -> None:
     images = scene(2)
-    recipes = [Recipe(tuple(range(25)), (1,) * 25, 1), Recipe(tuple(range(24, -1, -1)), (3,) * 25, 2)]
+    recipes = [Mixture(tuple(range(25)), (1,) * 25, 1), Mixture(tuple(range(24, -1, -1)), (3,) * 25, 2)]
     state = torch.get_rng_state()
-    batch = apply_recipes(images, recipes)
+    batch = apply_mixtures(images, recipes)
     assert torch.isfinite(batch).all()
-    assert torch.equal(batch, apply_recipes(images, recipes))
+    assert torch.equal(batch, apply_mixtures(images, recipes))
     assert torch.equal(torch.get_rng_state(), state)
-    other = apply_recipes(images, [replace(recipe, seed=9) for recipe in recipes])
+    other = apply_mixtures(images, [replace(recipe, seed=9) for recipe in recipes])
     assert not torch.equal(other, batch)
-    assert apply_recipes(images.double(), recipes).dtype == torch.float64
+    assert apply_mixtures(images.double(), recipes).dtype == torch.float64
 
 
 def test_options_reach_every_step() -> None:
     images = scene(1)
-    shift = Recipe((DISTORTION_KEYS.index("mean_shift"),), (1,), 0)
-    assert apply_recipes(images, [shift]).mean() - images.mean() > 0.1, "KADID's first level is its second brightest"
-    assert torch.allclose(apply_recipes(images, [shift], level_order="severity"), images, atol=1e-6)
-    stretched = apply_recipes(images, [shift], finalize="mapmm")
+    shift = Mixture((DISTORTION_KEYS.index("mean_shift"),), (1,), 0)
+    assert apply_mixtures(images, [shift]).mean() - images.mean() > 0.1, "KADID's first level is its second brightest"
+    assert torch.allclose(apply_mixtures(images, [shift], level_order="severity"), images, atol=1e-6)
+    stretched = apply_mixtures(images, [shift], finalize="mapmm")
     assert stretched.min() == 0
     assert stretched.max() == 1
 
 
 def test_as_many_recipes_as_images() -> None:
-    with pytest.raises(ValueError, match="recipes: expected one for each of 2 images, got 1"):
-        apply_recipes(scene(2), [Recipe((), (), 0)])
+    with pytest.raises(ValueError, match="mixtures: expected one for each of 2 images, got 1"):
+        apply_mixtures(scene(2), [Mixture((), (), 0)])
 
 
 def test_strengths_are_fifths_of_levels() -> None:
-    target = strengths([Recipe((24, 0), (5, 2), 0), Recipe((), (), 0)])
+    target = strengths([Mixture((24, 0), (5, 2), 0), Mixture((), (), 0)])
     assert (target.shape, target.dtype) == ((2, 25), torch.float32)
     assert target[0, 24] == 1
     assert target[0, 0] == pytest.approx(0.4)
@@ -163,12 +163,12 @@ def test_strengths_are_fifths_of_levels() -> None:
 
 
 ENTRIES = [
-    ("images/a.jpg.01.png", "a.jpg", Recipe((2, 16, 8), (5, 1, 3), 11)),
-    ("images/b, c.png", 'sub/"b".jpg', Recipe((24,), (4,), 12)),
+    ("images/a.jpg.01.png", "a.jpg", Mixture((2, 16, 8), (5, 1, 3), 11)),
+    ("images/b, c.png", 'sub/"b".jpg', Mixture((24,), (4,), 12)),
 ]
 
 
-def stored(root: Path, entries: list[tuple[str, str, Recipe]], *, single: bool = False) -> Path:
+def stored(root: Path, entries: list[tuple[str, str, Mixture]], *, single: bool = False) -> Path:
     for name, _, _ in entries:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
@@ -178,7 +178,7 @@ def stored(root: Path, entries: list[tuple[str, str, Recipe]], *, single: bool =
 
 @pytest.mark.parametrize("single", [False, True])
 def test_a_manifest_says_what_was_done(tmp_path: Path, single: bool) -> None:
-    entries = [(name, ref, Recipe(r.order[:1], r.levels[:1], 0)) for name, ref, r in ENTRIES] if single else ENTRIES
+    entries = [(name, ref, Mixture(r.order[:1], r.levels[:1], 0)) for name, ref, r in ENTRIES] if single else ENTRIES
     found = read_manifest(stored(tmp_path, entries, single=single))
     assert [image.path for image in found] == [tmp_path / name for name, _, _ in entries]
     assert [image.reference for image in found] == [ref for _, ref, _ in entries]
@@ -196,7 +196,7 @@ def test_a_line_of_a_manifest(tmp_path: Path) -> None:
 
 
 def test_images_that_are_gone_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
-    entries = [(f"images/{number}.png", "a.jpg", Recipe((0,), (1,), 0)) for number in range(9)]
+    entries = [(f"images/{number}.png", "a.jpg", Mixture((0,), (1,), 0)) for number in range(9)]
     path = stored(tmp_path, entries)
     for number in (8, 3, 5):
         (tmp_path / f"images/{number}.png").unlink()
@@ -225,7 +225,7 @@ def test_images_that_are_gone_are_counted_and_the_first_is_named(tmp_path: Path)
     ],
 )
 def test_a_manifest_with_a_fault_is_refused(tmp_path: Path, single: bool, old: str, new: str, fault: str) -> None:
-    entries = [(name, ref, Recipe(r.order[:1], r.levels[:1], 0)) for name, ref, r in ENTRIES] if single else ENTRIES
+    entries = [(name, ref, Mixture(r.order[:1], r.levels[:1], 0)) for name, ref, r in ENTRIES] if single else ENTRIES
     path = stored(tmp_path, entries, single=single)
     text = path.read_text()
     assert old in text

@@ -9,7 +9,7 @@ from torch import Tensor
 from attriqa.data.leaks import LeakError
 from attriqa.data.protocol import make_plan, refuse_learnt
 from attriqa.evaluation import metrics
-from attriqa.evaluation.folds import evaluate_fold, mean_cosine, summarise
+from attriqa.evaluation.folds import evaluate_fold, mean_cosine, table_of_folds
 from attriqa.images import read
 from attriqa.models.views import View
 from tests.support.trees import clive as clive_tree
@@ -75,7 +75,7 @@ def test_a_fold_is_tested_in_each_view_and_on_strangers(clive: Path, strangers: 
     assert first["full"]["srocc"] == pytest.approx(-first["five_crop"]["srocc"]), "each view has its own scores"
     assert all(result["cross"]["table"]["n"] == 6 for result in results)
 
-    summary, lines = summarise(plan, results)
+    summary, lines = table_of_folds(plan, results)
     json.dumps(summary)
     values = sorted(result["full"]["srocc"] for result in results[1:])
     assert summary["full"]["srocc"] == values[1], "the median of three"

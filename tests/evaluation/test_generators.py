@@ -15,11 +15,11 @@ from attriqa.evaluation.bootstrap import images_needed, kendall_tau, superiority
 from attriqa.evaluation.preferences.generator_report import DIFFERENCES, compare, comparison_text
 from attriqa.evaluation.preferences.generators import (
     Generator,
+    distributions,
     duel,
     mean_changes,
     order_agreement,
     prompt_changes,
-    summarize,
 )
 from attriqa.files import write_json
 
@@ -137,7 +137,7 @@ def test_copies_of_images_make_no_interval_narrower() -> None:
         for g in (a, b)
     ]
     for once, twice in zip((a, b), double, strict=True):
-        plain, more = summarize(once, NAMES)["score"], summarize(twice, NAMES)["score"]
+        plain, more = distributions(once, NAMES)["score"], distributions(twice, NAMES)["score"]
         assert (more.mean, more.low, more.high) == pytest.approx((plain.mean, plain.low, plain.high))
     c, d = double
     assert duel(c, d)[2:10] == pytest.approx(duel(a, b)[2:10])
@@ -146,7 +146,7 @@ def test_copies_of_images_make_no_interval_narrower() -> None:
 
 def test_an_interval_of_a_mean_is_as_wide_as_statistics_say() -> None:
     scores = np.random.default_rng(0).uniform(0, 1, 400)
-    found = summarize(generator("a", scores), NAMES, resamples=2000)["score"]
+    found = distributions(generator("a", scores), NAMES, resamples=2000)["score"]
     assert found.low is not None
     assert found.high is not None
     assert found.high - found.low == pytest.approx(2 * 1.96 * scores.std() / 20, rel=0.08)
@@ -157,7 +157,7 @@ def test_an_interval_of_a_mean_is_as_wide_as_statistics_say() -> None:
 
 
 def test_the_ends_of_the_range_have_a_bin() -> None:
-    counts = summarize(generator("a", [0.0, 1.0, 1.0]), NAMES)["score"].histogram
+    counts = distributions(generator("a", [0.0, 1.0, 1.0]), NAMES)["score"].histogram
     assert (counts[0], counts[-1], sum(counts)) == (1, 2, 3)
 
 

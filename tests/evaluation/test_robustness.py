@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from attriqa.attributes import ATTRIBUTES
-from attriqa.evaluation.robustness import SCALES, attack_gains, ramp_change, srocc_cost, summarise, verdict
+from attriqa.evaluation.robustness import SCALES, attack_gains, ramp_change, robustness_table, srocc_cost, verdict
 
 PHOTOS = 30
 LIMITS = {"limit": 0.005, "ramp_limit": 0.01}
@@ -121,13 +121,13 @@ def test_a_score_that_ends_at_its_limit_hides_what_the_logit_shows() -> None:
     logit, score = (attack_gains(results, scale, seed=0)[0]["bought"] for scale in SCALES)
     assert logit["mean"] == pytest.approx(5.0, abs=0.1)
     assert score["mean"] == pytest.approx(0.0, abs=0.1)
-    summary, _ = summarise(results, in_domain="", seed=0, **LIMITS)
+    summary, _ = robustness_table(results, in_domain="", seed=0, **LIMITS)
     assert summary["verdict"]["robust"]
 
 
 def test_splits_and_the_net_to_ship_are_told_apart() -> None:
     results = [fold("all", measure(2.0, seed=5), measure(1.0, seed=6)), *folds()]
-    summary, lines = summarise(results, in_domain="in-domain: CLIVE", seed=0, **LIMITS)
+    summary, lines = robustness_table(results, in_domain="in-domain: CLIVE", seed=0, **LIMITS)
     json.dumps(summary, allow_nan=False)
     for scale in SCALES:
         assert summary["attacks"]["splits"][scale] == attack_gains(results[1:], scale, seed=0)
@@ -139,6 +139,6 @@ def test_splits_and_the_net_to_ship_are_told_apart() -> None:
     assert "in-domain: CLIVE, five crops: SROCC 0.8200 -> 0.8200" in text
     assert "after, median over splits: srocc 0.8200; SROCC of each: 0.8" in text
     assert lines[-1] == summary["verdict"]["words"]
-    alone, lines = summarise(results[:1], in_domain="none", seed=0, **LIMITS)
+    alone, lines = robustness_table(results[:1], in_domain="none", seed=0, **LIMITS)
     assert "verdict" not in alone, "without a test side nothing is known of the cost"
     assert "splits" not in alone["attacks"]

@@ -10,11 +10,11 @@ from attriqa.evaluation.bootstrap import images_needed
 from attriqa.evaluation.preferences.generators import (
     Duel,
     Generator,
+    distributions,
     duel,
     mean_changes,
     order_agreement,
     prompt_changes,
-    summarize,
 )
 from attriqa.evaluation.text_tables import estimate
 from attriqa.evaluation.text_tables import span as span
@@ -66,7 +66,7 @@ def compare(
     ranked = sorted(generators, key=lambda generator: -float(generator.values[:, 0].mean()))
     found: dict[str, dict[str, Any]] = {}
     for generator in ranked:
-        summary = summarize(generator, names, seed=seed, resamples=resamples)
+        summary = distributions(generator, names, seed=seed, resamples=resamples)
         found[generator.name] = {
             "images": len(generator.images),
             "prompts": len(set(generator.prompts)),

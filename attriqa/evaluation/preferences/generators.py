@@ -183,7 +183,7 @@ class OrderAgreement(NamedTuple):
     discordant: list[tuple[str, str]]
 
 
-def summarize(
+def distributions(
     generator: Generator, names: Sequence[str], *, seed: int = 0, resamples: int = 1000
 ) -> dict[str, Summary]:
     """The distribution of each of ``names``, the columns of a generator's values, over its images."""

@@ -87,12 +87,12 @@ class CLIPModel(QualityModel):
 
     @property
     def attributes(self) -> tuple[str, ...]:
-        """None, unless a model has some."""
+        """Names of attributes that it tells; a model that tells some says so."""
         return ()
 
     @property
     def distortions(self) -> tuple[str, ...]:
-        """None that an `Assessment` has a place for, unless a model has some."""
+        """Keys of distortions that an `Assessment` has a place for; a model that tells some says so."""
         return ()
 
     @property

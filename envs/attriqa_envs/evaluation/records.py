@@ -117,7 +117,7 @@ class Records:
         return images.read(self._picture_path(method, file))
 
 
-def summarize(records: Mapping[str, Sequence[Record]], seed: int = 0) -> list[dict[str, Any]]:
+def table_of_methods(records: Mapping[str, Sequence[Record]], seed: int = 0) -> list[dict[str, Any]]:
     """The table: one row per method, over the same N pictures in the same order.
 
     Args:
@@ -214,7 +214,7 @@ def _alarms(mine: Sequence[Record], defaults: Mapping[str, Record]) -> list[str]
 
 
 def table_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of `summarize` as two tables, what it cost and gained, and what others say of it, and the alarms."""
+    """The rows of `table_of_methods` as two tables (cost and gains, what judges say), and the alarms."""
     lines = [
         f"{'method':10}{'n':>4}{'renders':>9}{'s/image':>9}  {'reward gain [95 %]':29}{'score gain [95 %]':29}"
         f"{'of Adam’s reward gain':24}{'clipped':>9}{'over-saturated':>16}"

@@ -87,7 +87,7 @@ def errors(pictures: Tensor, references: Tensor) -> list[dict[str, float]]:
     return [{"psnr": ratio, "delta_e": difference} for ratio, difference in pairs]
 
 
-def summarize(before: Sequence[dict[str, float]], after: Sequence[dict[str, float]], seed: int = 0) -> dict[str, Any]:
+def mean_errors(before: Sequence[dict[str, float]], after: Sequence[dict[str, float]], seed: int = 0) -> dict[str, Any]:
     """Means over n pictures of one perturbation and one method, what `errors` told of each.
 
     Returns:
@@ -113,7 +113,7 @@ def summarize(before: Sequence[dict[str, float]], after: Sequence[dict[str, floa
 
 
 def table_text(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows of `summarize` as a table.
+    """Rows of `mean_errors` as a table.
 
     Each row also has its ``perturbation`` and ``method``, and mean scores: ``score_original``, ``score_before`` and
     ``score_after``. Where the last is above the first, the score asks for something else than the original.

@@ -98,7 +98,7 @@ class ISPTuningSB3(VecEnv):
         return [None] * self.num_envs if self.render_mode is None else list(self.core.frames(self._all))
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Ends with the process: there is no window and no worker."""
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """An attribute of this object, once per environment: they share all of them."""

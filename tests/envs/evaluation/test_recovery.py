@@ -6,7 +6,7 @@ import torch
 from skimage import color
 
 from attriqa_envs.agents.search import Objective, adam, blind
-from attriqa_envs.evaluation.recovery import PERTURBATIONS, errors, originals, summarize, table_text, toward
+from attriqa_envs.evaluation.recovery import PERTURBATIONS, errors, mean_errors, originals, table_text, toward
 from attriqa_envs.isp import render
 from attriqa_envs.isp.difference import MAX_PSNR, ciede2000, delta_e, lab_of, psnr
 from attriqa_envs.tuning import TuningTask
@@ -86,21 +86,21 @@ def test_a_search_that_knows_the_original_gets_it_back() -> None:
         before = errors(originals(changed), reference)
         found = adam(Objective(changed, toward(reference), FREE), 25)
         after = errors(render(changed, found.params), reference)
-        told = summarize(before, after)
+        told = mean_errors(before, after)
         assert told["psnr_gain"] > least, (name, told)
         assert told["nearer"] == 2, (name, told)
         blinded = adam(Objective(changed, blind(lambda p: -p.std((1, 2, 3))), FREE), 8)
-        assert summarize(before, errors(render(changed, blinded.params), reference))["psnr_gain"] < least / 2, name
+        assert mean_errors(before, errors(render(changed, blinded.params), reference))["psnr_gain"] < least / 2, name
 
 
 def test_the_summary_is_of_gains_and_says_how_sure() -> None:
     before = [{"psnr": 20.0, "delta_e": 10.0}, {"psnr": 22.0, "delta_e": 6.0}]
     after = [{"psnr": 26.0, "delta_e": 4.0}, {"psnr": 21.0, "delta_e": 7.0}]
-    told = summarize(before, after)
+    told = mean_errors(before, after)
     assert (told["psnr_gain"], told["delta_e_gain"], told["nearer"]) == (2.5, 2.5, 1)
     assert told["delta_e_gain_low"] == -1
     assert told["delta_e_gain_high"] == 6
-    assert "psnr_gain_low" not in summarize(before[:1], after[:1])
+    assert "psnr_gain_low" not in mean_errors(before[:1], after[:1])
     scores = {"score_original": 0.5, "score_before": 0.25, "score_after": 0.75}
     text = table_text([{"perturbation": "dark", "method": "adam", **told, **scores}])
     assert all(
@@ -108,4 +108,4 @@ def test_the_summary_is_of_gains_and_says_how_sure() -> None:
         for word in ("dark", "adam", "21.00 -> 23.50", "8.00 ->  5.50", "[-1.00, 6.00]", "1/2", "0.250 -> 0.750")
     )
     with pytest.raises(ValueError, match="as many of each, at least one; got 0 and 1"):
-        summarize([], after[:1])
+        mean_errors([], after[:1])

@@ -17,7 +17,7 @@ from attriqa.evaluation.preferences.votes import COLUMNS, read_votes
 from attriqa.judges import signal as signal_measures
 from attriqa.models.assessment import Assessment
 from attriqa_envs.evaluation import records as method_table
-from attriqa_envs.evaluation.records import Records, measure, summarize, table_text
+from attriqa_envs.evaluation.records import Records, measure, table_of_methods, table_text
 from attriqa_envs.evaluation.recovery import PERTURBATIONS, perturb
 from attriqa_envs.isp import KEYS, render
 from attriqa_envs.raw.cache import RenditionCache
@@ -88,7 +88,7 @@ def rows_of(files: int = 12) -> list[dict[str, Any]]:
     ]
     for entry in expert:
         entry |= {"renders": None, "seconds": None}
-    return summarize({**rows, "expert": expert})
+    return table_of_methods({**rows, "expert": expert})
 
 
 def test_the_table_has_gains_over_the_default_with_intervals() -> None:

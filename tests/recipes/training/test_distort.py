@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from attriqa.distortions import DISTORTION_KEYS, DISTORTIONS, distort_seeded
-from attriqa.distortions.mixtures import Recipe, apply_recipes, read_manifest
+from attriqa.distortions.mixtures import Mixture, apply_mixtures, read_manifest
 from attriqa.images import read
 from tests.support.trees import unlabelled as unlabelled_tree
 
@@ -102,7 +102,7 @@ def test_an_image_is_what_its_recipe_makes(run: Run, recipe: ModuleType, tmp_pat
     for number in range(2):
         for name, key, plan in recipe.entries(config, index, number):
             image = read(root / key, shorter_edge=96)[None]
-            expected = (apply_recipes(image, [plan])[0] * 255).round().to(torch.uint8)
+            expected = (apply_mixtures(image, [plan])[0] * 255).round().to(torch.uint8)
             assert torch.equal(pixels(tmp_path / "png" / name), expected)
             webp = tmp_path / "webp" / f"{name.removesuffix('.png')}.webp"
             assert torch.equal(pixels(webp), expected)
@@ -155,7 +155,7 @@ def test_other_draws_from_the_same_seed_are_refused(
     """The manifest's labels are drawn again at the end: those of another NumPy would be wrong."""
     root, out = pristine(tmp_path / "photos", 1), tmp_path / "out"
     run(root, out)
-    monkeypatch.setattr(recipe, "draw_recipe", lambda rng, **_: Recipe((9,), (int(rng.integers(1, 6)),), 0))
+    monkeypatch.setattr(recipe, "draw_mixture", lambda rng, **_: Mixture((9,), (int(rng.integers(1, 6)),), 0))
     with pytest.raises(SystemExit, match=r"draws: '.*' there, '.*' now"):
         run(root, out)
 
@@ -374,7 +374,7 @@ def test_each_recipe_may_use_all_25(recipe: ModuleType, tmp_path: Path) -> None:
     assert config.among == tuple(range(25))
     pristine(tmp_path, 4)
     index = recipe.open_source(config)
-    plans: list[Recipe] = [plan for number in range(4) for *_, plan in recipe.entries(config, index, number)]
+    plans: list[Mixture] = [plan for number in range(4) for *_, plan in recipe.entries(config, index, number)]
     assert len(plans) == 40
     assert {index for plan in plans for index in plan.order} == set(range(25))
     assert max(len(plan.order) for plan in plans) > 20

@@ -12,8 +12,7 @@ from PIL import Image
 
 from attriqa.data.sources import rated_plan
 from attriqa.distortions.attributes import DISTORTION_ATTRIBUTES, table_hash
-from attriqa.distortions.mixtures import Recipe as Mixture
-from attriqa.distortions.mixtures import write_manifest
+from attriqa.distortions.mixtures import Mixture, write_manifest
 from attriqa.images import read
 from attriqa.models import checkpoint, exiqa
 from attriqa.models.clip.towers import load_clip
