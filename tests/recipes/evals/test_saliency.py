@@ -70,7 +70,7 @@ def test_a_summary_is_the_mean_and_its_curves_those_of_the_mean(recipe: ModuleTy
         {"share": {"score": 0.4}, "untouched": 0.6, "drop": 0.1, "areas": {"deletion_map": 0.0}},
         {"share": {"score": 0.5}, "untouched": 0.4, "drop": 9.0},
     ]
-    told = recipe.summary(rows)
+    told = recipe.means_of(rows)
     assert told["share_score"] == pytest.approx(0.6)
     assert told["right_half_score"] == pytest.approx(1 / 3)
     assert told["deletion_map"] == pytest.approx(0.75)
