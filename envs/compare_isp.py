@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from attriqa.config import claim_folder, opt, required, run_command
+from attriqa.config import check_least, claim_folder, opt, required, run_command
 from attriqa.files import as_dict, atomic_path, write_json
 from attriqa.images import ImageError
 from attriqa.judges import Judge
@@ -90,7 +90,7 @@ class Config(PolicyOptions, ImageOptions):
     def __post_init__(self) -> None:
         ImageOptions.__post_init__(self)
         super().__post_init__()
-        self.require_counts("images", "random_renders", "cmaes_renders", "adam_renders")
+        check_least(self, images=1, random_renders=1, cmaes_renders=1, adam_renders=1)
 
 
 @dataclass(frozen=True)

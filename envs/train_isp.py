@@ -46,7 +46,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from tqdm import tqdm
 
 from attriqa import QualityReward
-from attriqa.config import claim_folder, opt, run_command
+from attriqa.config import check_least, claim_folder, opt, run_command
 from attriqa.files import as_dict, write_json
 from attriqa.training.state import StateError
 from attriqa_envs.agents.checkpoints import load_run, save_run, standing_of
@@ -107,8 +107,8 @@ class Config(TuningOptions, ImageOptions):
         super().__post_init__()
         if self.split is not None and self.fivek is None:
             raise ValueError("--split: expected none without --fivek")
-        self.require_counts("steps", "envs", "variants", "test_most", "episodes", "epochs", "guided_epochs", "batch")
-        self.require_counts("buffer", "eval_every", "save_every")
+        check_least(self, steps=1, envs=1, variants=1, test_most=1, episodes=1, epochs=1, guided_epochs=1, batch=1)
+        check_least(self, buffer=1, eval_every=1, save_every=1)
         if not (self.lr > 0 and 0 < self.gamma <= 1 and self.replay_ratio > 0 and 0 < self.test_share < 1):
             raise ValueError("--lr, --replay-ratio: expected more than 0; --gamma: (0, 1]; --test-share: (0, 1)")
         if not (0 <= self.guided <= 1 and self.guided_lr > 0 and self.guided_std > 0):

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from attriqa.config import claim_folder, opt, required, run_command
+from attriqa.config import check_least, claim_folder, opt, required, run_command
 from attriqa.files import as_dict, write_json
 from attriqa.images import MIN_SIDE, ImageError
 from attriqa_envs.agents.search import Method
@@ -67,7 +67,7 @@ class Config(PolicyOptions):
         if (self.policy is None) == (self.how == "policy"):
             raise ValueError("--policy: expected one with --method policy, and none with the others")
         super().__post_init__()
-        self.require_counts("renders", "quality")
+        check_least(self, renders=1, quality=1)
         for name in ("size", "side"):
             if getattr(self, name) is not None and getattr(self, name) < MIN_SIDE:
                 raise ValueError(f"--{name}: expected at least {MIN_SIDE} px, got {getattr(self, name)}")

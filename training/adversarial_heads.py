@@ -55,10 +55,10 @@ from attriqa.models.attribute_heads import squash
 from attriqa.models.views import View, look
 from attriqa.training import probe_run
 from attriqa.training.adversarial import pushed, tempting
-from attriqa.training.kept import in_parts, keep
 from attriqa.training.losses import quality_ranking, ramp_losses, score_loss
 from attriqa.training.probe_run import KeptStatistics, ProbeRun
 from attriqa.training.schedules import set_rates
+from attriqa.training.state import in_parts, keep
 from attriqa_envs.agents.adversarial import tuned
 
 GROUPS = {"run": 32, "tempted": 32, "tuned": 32, "drawn": 64}  # ramps per step

@@ -34,9 +34,9 @@ from attriqa.files import as_dict, write_json
 from attriqa.models import AttributeNet, load_attribute_net, load_with_provenance
 from attriqa.models.attribute_net import COMPACT_CONFIG
 from attriqa.models.backbones import load_compact_trunk
-from attriqa.training.kept import keep
 from attriqa.training.losses import strength_loss
 from attriqa.training.schedules import set_rates
+from attriqa.training.state import keep
 
 
 @dataclass(frozen=True)

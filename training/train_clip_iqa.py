@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attriqa.config import opt, required, run_command
+from attriqa.config import check_least, opt, required, run_command
 from attriqa.data.batches import GlobalBatches
 from attriqa.data.crops import Example, WholeImages, training_crops
 from attriqa.data.protocol import Plan
@@ -72,7 +72,7 @@ class Config(RatedData, CLIPRun):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_counts("epochs", "period")
+        check_least(self, epochs=1, period=1)
         if min(self.crop) < 32:
             raise ValueError(f"--crop: expected sides of at least 32 px, got {self.crop[0]} {self.crop[1]}")
         if self.pairs is not None and self.context:

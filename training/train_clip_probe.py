@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from attriqa.config import claim_folder, opt, required, run_command
+from attriqa.config import check_least, claim_folder, opt, required, run_command
 from attriqa.data.batches import central
 from attriqa.data.crops import fixed_crops
 from attriqa.evaluation import metrics, ridge
@@ -42,7 +42,7 @@ class Config(RatedData, CLIPStart):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_counts("crops")
+        check_least(self, crops=1)
 
 
 def run(config: Config) -> None:

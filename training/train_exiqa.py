@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from attriqa.config import opt, run_command
+from attriqa.config import check_least, opt, run_command
 from attriqa.data.batches import GlobalBatches
 from attriqa.data.crops import Example
 from attriqa.data.distorted import Files, HeldOut, Mixtures, photo_tests
@@ -90,8 +90,8 @@ class Config(CLIPRun):
         if (self.data, self.manifest, self.photos).count(None) != 2:
             raise ValueError("--data, --manifest, --photos: expected one of them")
         super().__post_init__()
-        self.require_counts("splits", "passes", "test_passes", "single_passes", "batch", "tests")
-        self.require_counts("regressor_epochs", "regressor_batch")
+        check_least(self, splits=1, passes=1, test_passes=1, single_passes=1, batch=1, tests=1)
+        check_least(self, regressor_epochs=1, regressor_batch=1)
         if self.epochs is not None and self.epochs < 0:
             raise ValueError(f"--epochs: expected at least 0, got {self.epochs}")
 

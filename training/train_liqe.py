@@ -28,7 +28,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from attriqa.config import opt, required, run_command
+from attriqa.config import check_least, opt, required, run_command
 from attriqa.data.batches import JointBatches
 from attriqa.data.crops import Example, WholeImages
 from attriqa.data.protocol import refuse_learnt
@@ -90,7 +90,7 @@ class Config(RatedData, CLIPRun):
         for spec in self.labels or ():
             if spec.partition("=")[0] not in self.names() or not spec.partition("=")[2]:
                 raise ValueError(f"--labels: expected NAME=FILE with a NAME of --data, got {spec}")
-        self.require_counts("train_crops", "epochs", "steps_per_epoch", "half_period")
+        check_least(self, train_crops=1, epochs=1, steps_per_epoch=1, half_period=1)
         if not self.temperature > 0:
             raise ValueError(f"--temperature: expected a number above 0, got {self.temperature}")
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attriqa.config import opt, required, run_command
+from attriqa.config import check_least, opt, required, run_command
 from attriqa.data.batches import GlobalBatches
 from attriqa.data.crops import Example, fixed_crops, training_crops
 from attriqa.data.protocol import Plan, refuse_learnt
@@ -86,7 +86,7 @@ class Config(RatedData, CLIPRun):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_counts("epochs")
+        check_least(self, epochs=1)
         if not 0 <= self.warmup < self.epochs:
             raise ValueError(
                 f"--warmup: expected 0 to {self.epochs - 1} of the {self.epochs} epochs, got {self.warmup}"

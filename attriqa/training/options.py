@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from attriqa.config import claim_folder, opt, required
+from attriqa.config import check_least, claim_folder, opt, required
 from attriqa.data.protocol import Plan, make_plan
 from attriqa.files import as_dict
 from attriqa.models import checkpoint
@@ -34,12 +34,6 @@ class CLIPStart:
         if (self.clip, self.clip_config, self.init).count(None) != 2:
             raise ValueError("--clip, --clip-config, --init: expected one of them")
 
-    def require_counts(self, *names: str) -> None:
-        """Refuse, with a ``ValueError``, fields that are less than 1."""
-        for name in names:
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
-
 
 @dataclass(frozen=True, kw_only=True)
 class CLIPRun(CLIPStart):
@@ -56,7 +50,7 @@ class CLIPRun(CLIPStart):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_counts("log_every", "save_every")
+        check_least(self, log_every=1, save_every=1)
 
 
 @dataclass(frozen=True, kw_only=True)

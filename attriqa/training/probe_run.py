@@ -23,7 +23,7 @@ from attriqa.images import read
 from attriqa.models import AttributeNet, load_with_provenance
 from attriqa.models.backbones import fold_batch_norm
 from attriqa.models.views import View, look
-from attriqa.training.kept import keep
+from attriqa.training.state import keep
 
 _MOST_OFF = 0.03  # bfloat16 and fp16 take statistics half a percent away, another crop 5, another photo 30
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from accelerate.state import AcceleratorState
 
-from attriqa.config import opt, parse_config, required
+from attriqa.config import check_least, opt, parse_config, required
 from attriqa.training.options import CLIPRun, accelerator_of, begin
 
 
@@ -24,7 +24,7 @@ class Config(CLIPRun):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_counts("epochs")
+        check_least(self, epochs=1)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from attriqa import QualityReward
-from attriqa.config import opt, required
+from attriqa.config import check_least, opt, required
 from attriqa_envs.agents.policy import Policy, load_policy
 from attriqa_envs.agents.search import Method, Tuned, search
 from attriqa_envs.evaluation.judges import REWARDS, make_reward
@@ -94,12 +94,6 @@ class TuningOptions:
         if self.device != "cpu" and not torch.cuda.is_available():
             raise ValueError(f"--device: expected cpu, as PyTorch finds no GPU; got {self.device}")
 
-    def require_counts(self, *names: str) -> None:
-        """Refuse, with a ``ValueError``, fields that are less than 1."""
-        for name in names:
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
-
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyOptions(TuningOptions):
@@ -115,7 +109,7 @@ class PolicyOptions(TuningOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_counts("batch")
+        check_least(self, batch=1)
         if self.policy is not None and self.parameters is not None:
             raise ValueError("--parameters: expected none with --policy, which has its own")
 
