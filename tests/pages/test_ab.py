@@ -98,6 +98,7 @@ def test_buttons_back_and_a_reload(browser: Browser, downloads: Path, tmp_path: 
     assert shown(browser) == (first, left)
     assert browser.script("return document.querySelector('#left').classList.contains('chosen')")
     browser.click("#tie")
+    time.sleep(1)  # a browser under load hands what one page has stored to the next one's process a moment later
     browser.open(page)
     assert browser.script("return document.getElementById('count').textContent") == "3 of 6"
     votes = read_votes(saved(browser, downloads))
